@@ -286,9 +286,12 @@ def _direct_response(response: Any, reasons: _Reasons) -> Action:
 
 def _abort(fault: HTTPFault) -> FaultAbort | None:
     """The abort that every request of the route may meet, as far as the configuration alone tells."""
-    if unhandled(fault, frozenset({"abort", "delay"})) or fault.abort.WhichOneof("error_type") != "http_status":
+    kind = fault.abort.WhichOneof("error_type")
+    if unhandled(fault, frozenset({"abort", "delay"})) or kind not in ("http_status", "grpc_status"):
         return None
     percentage = fault.abort.percentage
     if is_empty(percentage) or not 0 <= percentage.denominator < len(_PER_MILLION):
         return None
-    return FaultAbort(int(fault.abort.http_status), int(percentage.numerator) * _PER_MILLION[percentage.denominator])
+    # A gRPC status travels in a header or trailer of an HTTP 200.
+    status = int(fault.abort.http_status) if kind == "http_status" else 200
+    return FaultAbort(status, int(percentage.numerator) * _PER_MILLION[percentage.denominator])
