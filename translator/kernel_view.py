@@ -6,7 +6,7 @@ decide stays in its place among the others as an undecided route: a request that
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -174,18 +174,16 @@ def _with_lengths(routes: list[KernelRoute], limits: Limits) -> list[KernelRoute
     """Keep to the number of distinct prefix lengths: the kernel tries each of them for every request.
 
     A route of a length too many becomes undecided at the next shorter length that is kept, so that only paths which
-    begin like it are affected.  Kept are the shortest and those that most routes have.
+    begin like it are affected.
     """
-    counts = Counter(len(route.literal) for route in routes if route.reach is Reach.PREFIX)
-    if len(counts) <= limits.lengths:
+    lengths = {len(route.literal) for route in routes if route.reach is Reach.PREFIX}
+    if len(lengths) <= limits.lengths:
         return routes
-    shortest = min(counts)
-    ranked = sorted((n for n in counts if n != shortest), key=lambda n: (-counts[n], n))
-    kept = sorted((shortest, *ranked[: limits.lengths - 1]), reverse=True)
+    kept = _kept_lengths(routes, limits.lengths)
     return [
         replace(
             route,
-            literal=route.literal[: next(n for n in kept if n < len(route.literal))],
+            literal=route.literal[: _at_most(kept, len(route.literal))],
             undecided=route.undecided or Reason.BUDGET_PREFIX_LENGTHS,
             predicates=(),
         )
@@ -193,3 +191,35 @@ def _with_lengths(routes: list[KernelRoute], limits: Limits) -> list[KernelRoute
         else route
         for route in routes
     ]
+
+
+def _kept_lengths(routes: list[KernelRoute], count: int) -> list[int]:
+    """The prefix lengths to keep, ascending: the shortest, and without those that cost the fewest routes.
+
+    Giving a length up costs every route whose literal begins like one that must be shortened.
+    """
+    literals = [route.literal for route in routes if route.reach is not Reach.ANY]
+    shortened: dict[int, set[bytes]] = {}
+    for route in routes:
+        if route.reach is Reach.PREFIX:
+            shortened.setdefault(len(route.literal), set()).add(route.literal)
+    kept = sorted(shortened)
+
+    def cost(position: int) -> int:
+        length = kept[position - 1]
+        heads = {literal[:length] for literal in shortened[kept[position]]}
+        return sum(literal[:length] in heads for literal in literals)
+
+    costs = {kept[position]: cost(position) for position in range(1, len(kept))}
+    while len(kept) > count:
+        position = min(range(1, len(kept)), key=lambda p: (costs[kept[p]], kept[p]))
+        length, below = kept.pop(position), kept[position - 1]
+        shortened[below] |= {literal[:below] for literal in shortened[length]}
+        for changed in (position - 1, position):
+            if 0 < changed < len(kept):
+                costs[kept[changed]] = cost(changed)
+    return kept
+
+
+def _at_most(ascending: list[int], value: int) -> int:
+    return ascending[bisect_right(ascending, value) - 1]
