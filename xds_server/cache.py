@@ -159,6 +159,10 @@ class ResourceCache:
                 return frozenset(name for entry in self._current(referrer).values() for name in entry.references)
         return frozenset(self._entries[type_url])
 
+    def held(self, type_url: TypeUrl) -> Mapping[str, Message]:
+        """What has arrived of a type, referenced or not, consistent or not."""
+        return {name: entry.message for name, entry in self._current(type_url).items()}
+
     def missing(self) -> list[Missing]:
         """What keeps `snapshot` from being consistent.  A resource that was rejected counts as arrived."""
         return [
@@ -227,7 +231,8 @@ class ResourceCache:
         entries = self._entries[type_url]
         for name in removed:
             gone = entries.pop(name)
-            if type_url is TypeUrl.CLUSTER:
+            # One whose endpoints never came was never in force, and nobody will send them any more.
+            if type_url is TypeUrl.CLUSTER and self._entries[TypeUrl.ENDPOINT].keys() >= set(gone.references):
                 self._leaving[name] = gone
         entries.update(changed)
         standing = self._rejected[type_url]

@@ -27,7 +27,7 @@ from xds_server.cache import ResourceCache, Snapshot
 from xds_server.grpc_options import MAX_MESSAGE_BYTES, check_target, client_options
 from xds_server.node import ControlPlane, control_plane
 from xds_server.resources import ADS_METHOD, ADS_SERVICE, TypeUrl, label_of
-from xds_server.subscription import Receipt, Subscription, nack_reason
+from xds_server.subscription import Receipt, Subscription, ask_for_references, nack_reason
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -213,13 +213,17 @@ class AdsClient:
             self._outbox = outbox
             self._receipts.clear()
             self._send(self._subscription.open())
+            self._watch_missing(self._cache.snapshot())
             writer = asyncio.create_task(self._write(call, outbox))
             try:
                 async for response in call:
                     self._receive(response)
                 return grpc.StatusCode.OK, "the server ended the stream"
             except grpc.aio.AioRpcError as error:
-                return error.code(), f"{error.code().name}: {error.details() or 'no details'}"
+                return error.code(), _describe(error)
+            except Exception as error:  # a bug must not end the view: the next stream may do better
+                self._log.exception("ads_stream_failed")
+                return grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
             finally:
                 self._outbox = None
                 self._subscription.close()
@@ -254,15 +258,11 @@ class AdsClient:
             self._log.warning("resource_rejected", **_fields(rejected), keeping="last good version, if any")
         if result.removed and self._cache.leaving:
             self._arm_settle()
-        self._ask()
+        self._send(ask_for_references(self._subscription, self._cache))
         if result.rejected:
             # Does not wait for the snapshot: a set may stay incomplete for want of this very resource.
             self._send(self._subscription.nack(receipt, self._reason(receipt.type_url) or ""))
         self._tell()
-
-    def _ask(self) -> None:
-        for type_url in (TypeUrl.ENDPOINT, TypeUrl.ROUTE):
-            self._send(self._subscription.want(type_url, self._cache.names(type_url)))
 
     def _tell(self) -> None:
         now = time.monotonic()
@@ -279,7 +279,7 @@ class AdsClient:
     def _settle(self) -> None:
         self._settle_timer = None
         if self._cache.settle():
-            self._ask()
+            self._send(ask_for_references(self._subscription, self._cache))
             self._tell()
 
     # Putting in force.
@@ -375,6 +375,15 @@ class AdsClient:
 def _fields(rejected: Rejected) -> dict[str, str]:
     label = label_of(rejected.type_url)
     return {"type": label, "resource": rejected.name, "field": rejected.field, "why": rejected.why}
+
+
+def _describe(error: grpc.aio.AioRpcError) -> str:
+    details = str(error.details() or "no details")
+    # gRPC wraps the one thing that matters: "failed to connect to all addresses; last error: UNKNOWN:
+    # ipv4:127.0.0.1:15010: Failed to connect to remote host: Connection refused".
+    if "Failed to connect to remote host: " in details:
+        return f"cannot connect: {details.rpartition('remote host: ')[2]}"
+    return f"{error.code().name}: {details}"
 
 
 def _line(rejected: Rejected) -> str:

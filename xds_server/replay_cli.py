@@ -56,12 +56,13 @@ def replay_command() -> None:
     """
 
 
-@replay_command.command("serve")
+@replay_command.command("serve", hidden=True)
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, help="HOST:PORT (port 0: any) or unix:///PATH.")
 @click.option("--control", type=click.Path(path_type=Path), help="Control socket [default: named by the port].")
 def serve_command(folder: Path, listen: str, control: Path | None) -> None:
     """Serve DIR until interrupted."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its core prints every closed connection otherwise
     from xds_server.captures import CaptureError
     from xds_server.grpc_options import check_target
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -56,6 +55,7 @@ class _Connection:
         self.node = node
         self.peer = peer
         self.stream = stream
+        self.task = asyncio.current_task()
         self.lock = asyncio.Lock()
         self.wake = asyncio.Event()
 
@@ -79,6 +79,16 @@ class AdsService:
         :raises OSError: if an address is in use or cannot be bound
         """
         server = grpc.aio.server(options=server_options())
+        try:
+            address = await self._bind(server, unix, tcp)
+        except BaseException:
+            await server.stop(None)
+            self._unlink()
+            raise
+        self._server = server
+        return address
+
+    async def _bind(self, server: grpc.aio.Server, unix: Path | None, tcp: str | None) -> str:
         handler = grpc.stream_stream_rpc_method_handler(
             self._serve,
             request_deserializer=DiscoveryRequest.FromString,
@@ -92,8 +102,8 @@ class AdsService:
                 server.add_insecure_port(f"unix:{unix}")
             except RuntimeError as error:
                 raise OSError(f"cannot listen on {unix}: {error}") from None
-            unix.chmod(0o600)
             self._unix_path = unix
+            unix.chmod(0o600)
             address = f"unix://{unix}"
         if tcp is not None:
             try:
@@ -102,7 +112,6 @@ class AdsService:
                 raise OSError(f"cannot listen on {tcp}: the address is in use or not on this machine") from None
             address = f"{tcp.rpartition(':')[0]}:{port}"
         await server.start()
-        self._server = server
         return address
 
     async def stop(self, grace: float | None = None) -> None:
@@ -110,9 +119,12 @@ class AdsService:
         if self._server is not None:
             await self._server.stop(grace)
             self._server = None
+        self._unlink()
+
+    def _unlink(self) -> None:
         if self._unix_path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._unix_path.unlink()
+            self._unix_path.unlink(missing_ok=True)
+            self._unix_path = None
 
     @property
     def streams(self) -> list[StreamInfo]:
@@ -178,14 +190,20 @@ class AdsService:
         return connection
 
     async def _push(self, connection: _Connection, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        while True:
-            await connection.wake.wait()
-            connection.wake.clear()
-            async with connection.lock:
-                resources = self._resolve(connection.node)
-                if resources.serial > connection.stream.target.serial:
-                    await self._write(connection.stream.publish(resources), context)
-            await self._notify()
+        try:
+            while True:
+                await connection.wake.wait()
+                connection.wake.clear()
+                async with connection.lock:
+                    resources = self._resolve(connection.node)
+                    if resources.serial > connection.stream.target.serial:
+                        await self._write(connection.stream.publish(resources), context)
+                await self._notify()
+        except Exception as error:  # gRPC has no one type for "the client is gone"
+            # The client learns nothing more on this stream; ended, it connects again and gets everything.
+            _log.warning("ads_push_failed", node=connection.node.id, error=f"{type(error).__name__}: {error}")
+            if connection.task is not None:
+                connection.task.cancel()
 
     @staticmethod
     async def _write(responses: list[DiscoveryResponse], context: grpc.aio.ServicerContext[Any, Any]) -> None:

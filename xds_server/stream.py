@@ -90,6 +90,7 @@ class _Sent:
     digest: bytes
     nonce: str
     refused: bool = False
+    taken: bool = False  # this content was ACKed, in this or an earlier response
 
 
 @dataclass(slots=True)
@@ -114,12 +115,13 @@ class ServerStream:
 
     def __init__(self, resources: ResourceSet, *, ordered: bool, nonce_prefix: str = "") -> None:
         self._target = resources  # what the client is to have
-        self._front = resources  # what it may have of listeners and routes by now
+        self._front = None if ordered else resources  # what it may have of listeners and routes by now
         self._ordered = ordered
         self._prefix = nonce_prefix
         self._nonces = 0
         self._watches: dict[str, _Watch] = {}
         self._leaving: dict[str, Packed] = {}
+        self._leaving_endpoints: dict[str, Packed] = {}
         self._acked_serial = -1
 
     @property
@@ -160,23 +162,36 @@ class ServerStream:
             self._set_names(watch, request)
         else:
             self._settle(watch, request)
-            if request.response_nonce == watch.nonce:
+            # With nothing sent since the type was asked for anew, an old nonce can only be from before that.
+            if request.response_nonce == watch.nonce or not watch.nonce:
                 self._set_names(watch, request)
         return self._advance()
 
     def publish(self, resources: ResourceSet) -> list[DiscoveryResponse]:
         """Bring the client to a new set.  What it refused before is sent again, changed or not."""
-        old = self._target
         if self._ordered:
-            fresh = resources.all(TypeUrl.CLUSTER)
-            self._leaving.update(old.all(TypeUrl.CLUSTER))
-            self._leaving = {name: packed for name, packed in self._leaving.items() if name not in fresh}
+            watch = self._watches.get(TypeUrl.CLUSTER)
+            sent = {} if watch is None else watch.sent
+            stays = resources.all(TypeUrl.CLUSTER).keys()
+            # Routes that the client may have use clusters of these sets only.  What it refused must not come again,
+            # or it would refuse the new set for it.
+            front = self._front or self._target
+            used = {**self._leaving, **front.all(TypeUrl.CLUSTER)}
+            self._leaving = used
+            self._leaving_endpoints = {**self._leaving_endpoints, **front.all(TypeUrl.ENDPOINT)}
+            self._leave_only(n for n in used if n not in stays and n in sent and not sent[n].refused)
         self._target = resources
         for watch in self._watches.values():
             if watch.nack is not None:
                 watch.nack = None
                 watch.due = True
         return self._advance()
+
+    def _leave_only(self, names: Iterable[str]) -> None:
+        """Of the clusters on their way out, keep these, and the endpoints they refer to."""
+        self._leaving = {name: self._leaving[name] for name in list(names)}
+        needed = {name for packed in self._leaving.values() for name in packed.references}
+        self._leaving_endpoints = {n: p for n, p in self._leaving_endpoints.items() if n in needed}
 
     def _set_names(self, watch: _Watch, request: DiscoveryRequest) -> None:
         names = frozenset(request.resource_names)
@@ -199,6 +214,9 @@ class ServerStream:
             refused = self._mark(watch, nonce, refused=True)
             if refused or nonce == watch.nonce:
                 watch.nack = Nack(request.type_url, request.error_detail.message)
+            if request.type_url == TypeUrl.CLUSTER:
+                # Those it took before cannot be what it refuses.
+                self._leave_only(n for n in self._leaving if n in watch.sent and watch.sent[n].taken)
         elif nonce == watch.nonce:
             if request.version_info != watch.version:
                 return  # only the names change: the response is still being worked on (xds_server.subscription)
@@ -214,26 +232,40 @@ class ServerStream:
     def _mark(watch: _Watch, nonce: str, *, refused: bool) -> bool:
         names = [name for name, sent in watch.sent.items() if sent.nonce == nonce]
         for name in names:
-            watch.sent[name] = _Sent(watch.sent[name].digest, nonce, refused)
+            sent = watch.sent[name]
+            watch.sent[name] = _Sent(sent.digest, nonce, refused, sent.taken or not refused)
         return bool(names)
 
     def _advance(self) -> list[DiscoveryResponse]:
         out: list[DiscoveryResponse] = []
+        if not self._watches:
+            return out
         for type_url in _BACK:
             self._push(type_url, self._target, out)
-        if self._front is not self._target:
-            if self._ordered and not self._has_all(_BACK):
-                return out
+        if not self._ordered or self._has_all(_BACK) or (self._front is None and self._may_begin()):
             self._front = self._target
         for other in self._order():
-            if other not in _BACK:
+            if other not in _BACK and self._front is not None:
                 self._push(other, self._front, out)
-        if not out and all(t in self._watches for t in _ROOTS) and self._has_all({*TypeUrl, *self._watches}):
+        is_new = self._front is self._target and all(t in self._watches for t in _ROOTS)
+        if is_new and not out and self._has_all({*TypeUrl, *self._watches}):
             self._acked_serial = self._target.serial
             if self._leaving:
-                self._leaving.clear()
+                self._leave_only(())
                 self._push(TypeUrl.CLUSTER, self._target, out)
         return out
+
+    def _may_begin(self) -> bool:
+        """Whether a new stream may have its first listeners and routes.
+
+        A client that connects again still has traffic.  Its clusters and endpoints must have gone out before; its
+        ACKs are not waited for, since it may put all types in force together.  What it refuses of the clusters does
+        not hold up the rest: it has nothing older to keep to.
+        """
+        clusters, endpoints = (self._watches.get(t) for t in _BACK)
+        if clusters is None or clusters.nack is not None or (endpoints is not None and endpoints.nack is not None):
+            return True
+        return self._target.expected(TypeUrl.ENDPOINT) <= (set() if endpoints is None else endpoints.sent.keys())
 
     def _has_all(self, types: Iterable[str]) -> bool:
         for type_url in types:
@@ -264,7 +296,8 @@ class ServerStream:
             if type_url == TypeUrl.CLUSTER:
                 wanted = {**self._leaving, **wanted}
         else:
-            found = ((name, resources.get(type_url, name)) for name in sorted(watch.names))
+            old = self._leaving_endpoints if type_url == TypeUrl.ENDPOINT else {}
+            found = ((name, resources.get(type_url, name) or old.get(name)) for name in sorted(watch.names))
             wanted = {name: packed for name, packed in found if packed is not None}
         again = watch.due
         changed = {
@@ -286,7 +319,9 @@ class ServerStream:
         for name in gone:
             del watch.sent[name]
         for name, packed in content.items():
-            watch.sent[name] = _Sent(packed.digest, watch.nonce)
+            before = watch.sent.get(name)
+            taken = before is not None and before.taken and before.digest == packed.digest
+            watch.sent[name] = _Sent(packed.digest, watch.nonce, taken=taken)
         watch.outstanding.append(watch.nonce)
         response = DiscoveryResponse(
             version_info=resources.version,

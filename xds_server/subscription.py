@@ -5,6 +5,9 @@ Feed it the responses and the names wanted; it returns the requests to write.  R
 - Names change at once, also while a response is unanswered: a cluster set cannot be applied before the endpoints it
   names arrived, so waiting for the ACK would be waiting for ever.  Such a request carries the newest nonce and the
   version last *accepted*, which is how the xDS protocol tells it from an ACK.
+- It may cross a response on the way, and then the server ignores it for its old nonce (istiod sends CDS and EDS in
+  one go, so this is what happens whenever a service is added).  Most clients then ACK that response at once and so
+  repeat the names; we ACK later, so `insist` repeats them while something is missing.
 - A NACK never carries changed names: istiod only records it and does not look at the names
   (`pilot/pkg/xds/ads.go:shouldRespond`).
 - Only the newest nonce of a type is answered: an answer to an older one is stale and would be ignored.
@@ -21,6 +24,7 @@ from typing import Final
 from envoy.config.core.v3.base_pb2 import Node
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 
+from xds_server.cache import ResourceCache
 from xds_server.resources import TypeUrl, type_of
 
 # google.rpc.Code.INVALID_ARGUMENT
@@ -45,6 +49,7 @@ class _Watch:
     accepted: str = ""  # version of the last ACK; survives a reconnect
     nonce: str = ""  # of the newest response on this stream
     asked: bool = False  # on this stream
+    named_at: str = ""  # the nonce with which the server was last told the present names
     answer: tuple[str, str | None] | None = None  # (nonce, error) last given on this stream
 
 
@@ -70,6 +75,7 @@ class Subscription:
         for type_url, watch in self._watches.items():
             watch.nonce = ""
             watch.answer = None
+            watch.named_at = ""
             watch.asked = watch.names is None or bool(watch.names)
             if watch.asked:
                 requests.append(self._request(type_url, watch))
@@ -96,6 +102,15 @@ class Subscription:
         if not self._is_open or (not watch.asked and new is not None and not new):
             return []
         watch.asked = True
+        watch.named_at = watch.nonce
+        return [self._request(type_url, watch)]
+
+    def insist(self, type_url: TypeUrl) -> list[DiscoveryRequest]:
+        """Repeat the names if a response came since they were sent: it may have crossed them."""
+        watch = self._watches[type_url]
+        if not self._is_open or not watch.asked or watch.named_at == watch.nonce:
+            return []
+        watch.named_at = watch.nonce
         return [self._request(type_url, watch)]
 
     def receive(self, response: DiscoveryResponse) -> Receipt | None:
@@ -125,6 +140,7 @@ class Subscription:
         watch.answer = (receipt.nonce, error)
         if error is None:
             watch.accepted = receipt.version
+            watch.named_at = receipt.nonce
         request = self._request(receipt.type_url, watch)
         if error is not None:
             request.error_detail.code = _INVALID_ARGUMENT
@@ -142,6 +158,17 @@ class Subscription:
             request.node.CopyFrom(self._node)
             self._first = False
         return request
+
+
+def ask_for_references(subscription: Subscription, cache: ResourceCache) -> list[DiscoveryRequest]:
+    """What to send so that all that the cached clusters and listeners refer to arrives."""
+    missing = {m.type_url for m in cache.missing()}
+    requests = []
+    for type_url in (TypeUrl.ENDPOINT, TypeUrl.ROUTE):
+        requests += subscription.want(type_url, cache.names(type_url))
+        if type_url in missing:
+            requests += subscription.insist(type_url)
+    return requests
 
 
 def nack_reason(problems: Sequence[str]) -> str:

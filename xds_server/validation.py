@@ -74,7 +74,7 @@ class Validator:
         return ()
 
     def _check_listener(self, listener: Any) -> tuple[str, ...]:
-        if not (listener.HasField("address") or listener.HasField("api_listener") or listener.internal_listener):
+        if not any(listener.HasField(name) for name in ("address", "api_listener", "internal_listener")):
             raise InvalidResourceError("address", "is required")
         try:
             managers = connection_managers(listener)
@@ -82,7 +82,9 @@ class Validator:
             field, _, why = str(error).partition(": ")
             raise InvalidResourceError(field, why) from None
         for path, manager in managers:
-            self._check_constraints(manager, path)
+            # What proxyless gRPC gets has no stat_prefix, and gRPC does not check constraints.
+            if not path.startswith("api_listener"):
+                self._check_constraints(manager, path)
             if manager.HasField("route_config"):
                 _check_routes(manager.route_config, f"{path}.route_config.")
             if manager.HasField("rds") and not manager.rds.route_config_name:
