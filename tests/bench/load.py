@@ -14,6 +14,8 @@ from typing import Final
 from tests.bench.lab import LabError
 
 CONNECTIONS: Final = 16
+# The name that the rules know; the peers without rules take it as it comes.
+HOST: Final = "details:9080"
 _SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 
 
@@ -31,7 +33,12 @@ class Sample:
 
 def wrk_command(url: str, seconds: int, connections: int = CONNECTIONS) -> list[str]:
     """One thread, keep-alive."""
-    return ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(_SCRIPT), url]
+    return ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(_SCRIPT), "-H", f"Host: {HOST}", url]
+
+
+def curl_command(url: str) -> list[str]:
+    """One request as the load generators send them; prints the body, fails on a status from 400."""
+    return ["curl", "-sS", "--fail", "--path-as-is", "-H", f"Host: {HOST}", "--max-time", "5", url]
 
 
 def parse_wrk(output: str) -> Sample:
@@ -56,7 +63,7 @@ def parse_wrk(output: str) -> Sample:
 
 def hey_command(url: str, requests: int, connections: int = CONNECTIONS) -> list[str]:
     """One request per connection: `Connection: close` on each."""
-    return ["hey", "-disable-keepalive", "-n", str(requests), "-c", str(connections), "-o", "csv", url]
+    return ["hey", "-disable-keepalive", "-n", str(requests), "-c", str(connections), "-o", "csv", "-host", HOST, url]
 
 
 def parse_hey(output: str, asked: int) -> Sample:

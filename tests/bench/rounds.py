@@ -41,7 +41,7 @@ def measure(
     targets: Mapping[Peer, Target],
     plan: Plan,
     progress: Callable[[int, Peer], None],
-    around: Callable[[Peer], Callable[[], None]] | None = None,
+    around: Callable[[Peer], Callable[[], None] | None] | None = None,
 ) -> dict[Peer, list[Sample]]:
     """Run all rounds of one load.  `around(peer)` is called before a run and what it returns after it.
 
