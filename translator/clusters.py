@@ -125,7 +125,8 @@ def _cluster_reasons(cluster: Any) -> Iterator[Reason]:
             yield Reason.UPSTREAM_PROTOCOL
     for network_filter in cluster.filters:
         # It offers peer metadata on TLS connections that agreed on it by ALPN: nothing to do on a plain one.
-        if type_name(network_filter.typed_config) != _PEER_EXCHANGE:
+        known = unhandled(network_filter, frozenset({"name", "typed_config"})) is None
+        if not known or type_name(network_filter.typed_config) != _PEER_EXCHANGE:
             yield Reason.CLUSTER_FILTER
     if unhandled(cluster, _CLUSTER):
         yield Reason.CLUSTER_OTHER

@@ -46,6 +46,7 @@ _LISTENER: Final = frozenset(
     }
 )
 _CHAIN: Final = frozenset({"filter_chain_match", "filters", "metadata", "name", "transport_socket_connect_timeout"})
+_FILTER: Final = frozenset({"name", "typed_config"})
 
 # Fields of the connection manager that change nothing for a request that the kernel carries.  What goes with them:
 # tracing has no provider here, generated request ids and the server header are differences by design, upgrades and
@@ -212,6 +213,8 @@ def _is_plain(chain: Any) -> bool:
         return False
     for network_filter in chain.filters:
         kind = type_name(network_filter.typed_config)
+        if unhandled(network_filter, _FILTER):
+            return False
         if kind == _TCP_PROXY:
             proxy = unpack(network_filter.typed_config, TcpProxy, "tcp_proxy")
             if unhandled(proxy, frozenset({"stat_prefix", "cluster", "access_log"})):
@@ -252,12 +255,12 @@ def _managers(chain: Any) -> Iterator[HttpConnectionManager]:
 
 
 def _is_http_match(chain: Any, listener: Any) -> bool:
-    if len(chain.filters) != 1:
+    if len(chain.filters) != 1 or unhandled(chain.filters[0], _FILTER):
         return False
     known = (_HTTP_INSPECTOR, _TLS_INSPECTOR, _ORIGINAL_DST)
     inspectors = [type_name(f.typed_config) for f in listener.listener_filters]
     if any(
-        kind not in known or unhandled(f, frozenset({"name", "typed_config"}))
+        kind not in known or unhandled(f, _FILTER)
         for kind, f in zip(inspectors, listener.listener_filters, strict=True)
     ):
         return False
