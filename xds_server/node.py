@@ -10,7 +10,6 @@ import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Final
 
 from envoy.config.core.v3.base_pb2 import Locality as XdsLocality
@@ -66,8 +65,9 @@ class Workload:
                 ipaddress.ip_address(address)
             except ValueError:
                 raise ValueError(f"workload ip {address!r} is not an IP address") from None
-        object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
-        object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
+        # Copies, so that nobody else holds them; plain dicts, so that dataclasses.asdict and json take them.
+        object.__setattr__(self, "labels", dict(self.labels))
+        object.__setattr__(self, "extra", dict(self.extra))
 
     @property
     def pod_name(self) -> str:

@@ -1,11 +1,10 @@
 """`xlb replay DIR` and `xlb replay switch DIR`: the command-line rim of `xds_server.replay`.
 
-gRPC is imported only by the command that serves: the rest of the command line stays light.
+gRPC and asyncio are imported only by the command that serves: the rest of the command line stays light.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -62,6 +61,8 @@ def replay_command() -> None:
 @click.option("--control", type=click.Path(path_type=Path), help="Control socket [default: named by the port].")
 def serve_command(folder: Path, listen: str, control: Path | None) -> None:
     """Serve DIR until interrupted."""
+    import asyncio
+
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its core prints every closed connection otherwise
     from xds_server.captures import CaptureError
     from xds_server.grpc_options import check_target
@@ -77,6 +78,8 @@ def serve_command(folder: Path, listen: str, control: Path | None) -> None:
 
 
 async def _serve(folder: Path, listen: str, control: Path | None) -> None:
+    import asyncio
+
     from xds_server.replay import Replay, ReplayControl
 
     replay = Replay(folder)
