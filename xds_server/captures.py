@@ -69,7 +69,7 @@ class Scenario:
         """The folder for a node: same WORKLOAD_NAME, else same `app` label.
 
         Only folders of the same kind count (proxyless gRPC and gateways have configuration of another shape); among
-        several, one of the same namespace is preferred, then the first by name.
+        several, one of the same namespace is preferred, then the one named like the workload, then the first by name.
         """
         who = identity(node)
         same_kind = [
@@ -77,7 +77,7 @@ class Scenario:
             for n in self.nodes
             if n.identity.generator == who.generator and (not who.kind or n.identity.kind == who.kind)
         ]
-        same_kind.sort(key=lambda n: (n.identity.namespace != who.namespace, n.folder))
+        same_kind.sort(key=lambda n: (n.identity.namespace != who.namespace, n.folder != who.workload, n.folder))
         for candidate in same_kind:
             if who.workload and candidate.identity.workload == who.workload:
                 return Fit.EXACT, candidate

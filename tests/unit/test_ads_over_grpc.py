@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from tests.unit.xds_builders import CDS, EDS, LDS, RDS, cluster, endpoints, listener, response, routes
 from translator.model import Rejected
 from xds_server.cache import Snapshot
-from xds_server.captures import CaptureError, load_scenario
+from xds_server.captures import CaptureError, Fit, load_scenario
 from xds_server.client import AdsClient, ApplyResult, ClientOptions, ConnectionState, Phase
 from xds_server.grpc_options import check_target, claim_unix_path, client_options
 from xds_server.node import ControlPlane, Workload, node_for
@@ -505,6 +505,15 @@ def test_a_scenario_is_read_gzipped_too_and_a_node_folder_alone(scenarios: Path,
         (read,) = load_scenario(folder).nodes
         assert read.resources == plain.resources
         assert read.identity == plain.identity
+
+
+def test_among_folders_of_one_workload_the_one_named_like_it_is_found(scenarios: Path, tmp_path: Path) -> None:
+    for name in ("another-capture", "productpage-v1"):
+        shutil.copytree(scenarios / ALL_V1 / "productpage-v1", tmp_path / name)
+    fit, found = load_scenario(tmp_path).find(node_for(workload()))
+    assert fit is Fit.EXACT
+    assert found is not None
+    assert found.folder == "productpage-v1"
 
 
 def broken_folders() -> Iterator[tuple[str, dict[str, bytes], str]]:
