@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -94,7 +94,7 @@ PHASES: Final[tuple[Phase, ...]] = (
         {
             **_ALL_V1,
             "reviews, jason": frozenset({"reviews-v2"}),
-            "ratings, jason": frozenset({"(fault)"}),
+            "ratings, jason": frozenset({"(fault: 500)"}),
             "whole page, jason": frozenset({"details-v1 reviews-v2 ratings:500"}),
         },
     ),
@@ -141,10 +141,9 @@ def judge(windows: Iterable[Window], old: Phase, new: Phase, switched: float, in
     )
 
 
-def describe(counts: Mapping[str, int]) -> str:
-    """ "reviews-v1 52 %, reviews-v3 48 %", most frequent first; one backend alone without its share."""
+def describe(counts: Mapping[str, int], separator: str = ", ") -> str:
+    """ "reviews-v1 52 %, reviews-v3 48 %", in the order of their names; one alone without its share."""
     total = sum(counts.values())
     if len(counts) == 1:
         return next(iter(counts))
-    ranked: Sequence[tuple[str, int]] = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in ranked)
+    return separator.join(f"{name} {100 * count / total:.0f} %" for name, count in sorted(counts.items()))

@@ -20,14 +20,16 @@ from demo.screen import Screen, Style
 from tests.bench.compare import Comparison, backend_workload, find_envoy, start_peers
 from tests.bench.lab import Lab, enter_network_namespace, need
 from tests.bench.mesh import Mesh, difference, leftovers
-from tests.bench.report import Load, Peer, render_load, summarize
+from tests.bench.report import Load, Peer, ratios, render_findings, render_load, summarize
 from tests.bench.rounds import Plan, measure
 
 CLIENT: Final = "productpage-v1"
 _BURST: Final = 20
 _CONNECTIONS: Final = 4
 _SETTLE_S: Final = 1.5
-_PLAN: Final = Plan(rounds=3, wrk_seconds=2, connection_requests=5000)
+_STYLES: Final = (Style.BOLD, Style.PLAIN, Style.CYAN, Style.GREEN, Style.YELLOW, Style.DIM)
+_LIMITS: Final = (18, 20, 26, 6, 5, 24)  # columns of a table that is 100 wide with what stands between
+_PLAN: Final = Plan(rounds=3, wrk_seconds=2, connection_requests=4800)
 
 
 def run(screen: Screen, *, stay: bool) -> int:
@@ -121,7 +123,7 @@ class _Story:
         for kind in kinds:
             self._screen.progress(f"{_BURST} x {kind.name}")
             rows.append(self._one_kind(phase, kind))
-        self._screen.table(rows, (Style.BOLD, Style.PLAIN, Style.CYAN, Style.GREEN, Style.YELLOW, Style.DIM))
+        self._screen.table(rows, _STYLES, _LIMITS)
 
     def _one_kind(self, phase: Phase, kind: Kind) -> tuple[str, ...]:
         told = self._mesh.explain(CLIENT, "GET", kind.url, kind.headers)
@@ -133,7 +135,7 @@ class _Story:
         return (
             kind.name,
             rule_of(told),
-            describe(report.backends()) if report.windows else "-",
+            describe(report.backends(), "\n") if report.windows else "-",
             str(kernel),
             str(counted.total()),
             why(counted, told),
@@ -196,6 +198,7 @@ class _Story:
         screen.line("  nginx answers 74 bytes; medians of 3 short alternating rounds (`make bench` does it at length)")
         # The backend of the comparison takes the address that the captured configuration has for details-v1.
         self._lab.stop(self._services.pop(backend_workload().name))
+        screen.progress("starting the peers")
         comparison = start_peers(self._lab, self._mesh)
         samples = {}
         for load in (Load.KEEP_ALIVE, Load.CONNECTION_EACH):
@@ -206,13 +209,17 @@ class _Story:
                 _PLAN,
                 lambda number, peer: screen.progress(f"round {number} of {_PLAN.rounds}: {peer.value}"),
             )
-        for load, peers in summarize(samples).items():
+        summary = summarize(samples)
+        for load, peers in summary.items():
             screen.line()
             for line in render_load(load, peers):
                 screen.line(f"  {line}", Style.GREEN if line.strip().startswith("XLB ") else Style.PLAIN)
             lost = peers[Peer.XLB].errors
             if lost:
                 self.fail(f"{lost} requests of the comparison got no good answer by XLB")
+        screen.line()
+        for line in render_findings(ratios(summary)):
+            screen.line(f"  {line}")
         self._give_back(comparison)
 
     def _give_back(self, comparison: Comparison) -> None:
@@ -267,10 +274,10 @@ def rule_of(told: Mapping[str, Any]) -> str:
 
 def why(counted: Counter[str], told: Mapping[str, Any]) -> str:
     """The reasons of the requests that Envoy carried, and what `xlb explain` says if it differs."""
-    measured = ", ".join(f"{count} x {plain(name)}" for name, count in counted.most_common())
+    measured = "\n".join(f"{count} x {plain(name)}" for name, count in counted.most_common())
     reason = str(told.get("reason", "NONE"))
     if reason != "NONE" and reason not in counted:
-        return f"{measured}; explain says {plain(reason)}".lstrip("; ")
+        return f"{measured}\nexplain says {plain(reason)}".lstrip()
     return measured
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from enum import Enum
+from itertools import zip_longest
 from typing import Final, TextIO
 
 WIDTH: Final = 100
@@ -65,13 +67,24 @@ class Screen:
     def bad(self, text: str) -> None:
         self.line(f"  {self.paint('!!', Style.RED)}  {text}")
 
-    def table(self, rows: Sequence[Sequence[str]], styles: Sequence[Style] = ()) -> None:
-        """Columns to the left under a heading row; `styles[i]` colours column i below the heading."""
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for number, row in enumerate(rows):
-            cells = []
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-                style = Style.DIM if number == 0 else styles[column] if column < len(styles) else Style.PLAIN
-                padding = " " * (width - len(cell))
-                cells.append(self.paint(cell, style) + padding)
-            self.line("  " + "  ".join(cells))
+    def table(self, rows: Sequence[Sequence[str]], styles: Sequence[Style], limits: Sequence[int]) -> None:
+        """Columns to the left under a heading row.
+
+        `styles[i]` colours column i below the heading; a cell longer than `limits[i]` is wrapped, and its lines stay
+        in their column.
+        """
+        wrapped = [[_wrap(cell, limit) for cell, limit in zip(row, limits, strict=True)] for row in rows]
+        widths = [max(len(line) for row in wrapped for line in row[column]) for column in range(len(limits))]
+        for number, cells in enumerate(wrapped):
+            for part in zip_longest(*cells, fillvalue=""):
+                self.line(
+                    "  "
+                    + "  ".join(
+                        self.paint(text, style if number else Style.DIM) + " " * (width - len(text))
+                        for text, style, width in zip(part, styles, widths, strict=True)
+                    )
+                )
+
+
+def _wrap(cell: str, limit: int) -> list[str]:
+    return [part for line in cell.split("\n") for part in textwrap.wrap(line, limit, subsequent_indent="  ") or [""]]

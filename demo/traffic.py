@@ -52,7 +52,7 @@ def check(kind: Kind, demo_id: str, status: int, headers: Mapping[str, str], bod
     if "x-bookinfo-pod" not in headers:
         # A reply that no backend made.  Only an injected fault is one that was asked for.
         if status == 500 and body == b"fault filter abort":
-            return Seen(kind.name, status, "(fault)", by_envoy)
+            return Seen(kind.name, status, "(fault: 500)", by_envoy)
         raise LostRequest(f"{kind.name}: status {status}, not from a backend: {body[:80]!r}")
     if headers.get("x-demo-id") != demo_id:
         raise LostRequest(f"{kind.name}: answer to {headers.get('x-demo-id')!r}, asked {demo_id!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -16,6 +17,7 @@ from typing import Final
 
 from tests.bench.compare import Comparison, find_envoy, start_peers
 from tests.bench.lab import Lab, LabError, cpu_seconds, enter_network_namespace, need
+from tests.bench.load import CONNECTIONS
 from tests.bench.mesh import Mesh, leftovers
 from tests.bench.report import Finding, Load, Peer, Samples, as_json, ratios, render_findings, render_load, summarize
 from tests.bench.rounds import Plan, measure, one_run
@@ -72,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.seconds < 1 or arguments.requests < 1:
         parser.error("rounds, seconds and requests are at least 1")
+    arguments.requests = math.ceil(arguments.requests / CONNECTIONS) * CONNECTIONS
     if arguments.switches is None:
         arguments.switches = _LONG_SWITCHES if arguments.long else _SWITCHES
     return arguments

@@ -62,7 +62,12 @@ def parse_wrk(output: str) -> Sample:
 
 
 def hey_command(url: str, requests: int, connections: int = CONNECTIONS) -> list[str]:
-    """One request per connection: `Connection: close` on each."""
+    """One request per connection: `Connection: close` on each.
+
+    `requests` must be a multiple of `connections`: hey would leave the rest out.
+    """
+    if requests % connections:
+        raise ValueError(f"{requests} requests cannot be shared among {connections} connections")
     return ["hey", "-disable-keepalive", "-n", str(requests), "-c", str(connections), "-o", "csv", "-host", HOST, url]
 
 

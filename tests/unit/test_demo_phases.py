@@ -59,4 +59,4 @@ def test_a_side_of_a_split_that_never_answers_is_named() -> None:
 
 def test_describe() -> None:
     assert describe({"reviews-v1": 3}) == "reviews-v1"
-    assert describe({"reviews-v1": 1, "reviews-v3": 3}) == "reviews-v3 75 %, reviews-v1 25 %"
+    assert describe({"reviews-v1": 1, "reviews-v3": 3}) == "reviews-v1 25 %, reviews-v3 75 %"

@@ -26,7 +26,7 @@ def test_an_answer_by_the_kernel_and_one_by_envoy() -> None:
 
 def test_an_injected_fault_is_an_answer() -> None:
     seen = check(kind_named("ratings, jason"), "d1", 500, {"server": "envoy"}, b"fault filter abort")
-    assert (seen.status, seen.backends) == (500, "(fault)")
+    assert (seen.status, seen.backends) == (500, "(fault: 500)")
 
 
 @pytest.mark.parametrize(
