@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 
 from demo.run import run
 from demo.screen import Screen
-from tests.bench.lab import LabError
-
-
-def _terminate(number: int, frame: object) -> None:
-    """Turn SIGTERM into what Ctrl-C does, so that there is one way to stop early."""
-    raise KeyboardInterrupt
+from tests.bench.lab import LabError, interrupt_once
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description="bookinfo under XLB, end to end")
     parser.add_argument("--stay", action="store_true", help="keep everything running at the end, to try things")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupt_once()
     screen = Screen()
     try:
         return run(screen, stay=arguments.stay)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import signal
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.compare import Comparison, find_envoy, start_peers
-from tests.bench.lab import Lab, LabError, cpu_seconds, enter_network_namespace, need
+from tests.bench.lab import Lab, LabError, cpu_seconds, enter_network_namespace, interrupt_once, need
 from tests.bench.load import CONNECTIONS
 from tests.bench.mesh import Mesh, leftovers
 from tests.bench.report import Finding, Load, Peer, Samples, as_json, ratios, render_findings, render_load, summarize
@@ -35,13 +34,9 @@ def _progress(text: str) -> None:
         sys.stderr.flush()
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupt_once()
     instance = f"bench-{os.getpid()}"
     try:
         need("ip", "nginx", "wrk", "hey", "curl")

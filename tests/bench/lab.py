@@ -60,6 +60,19 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def interrupt_once() -> None:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, the first time: cleaning up is not interrupted again."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, interrupt)
+
+
 def need(*programs: str) -> None:
     """Raises LabError naming the first program that is not installed."""
     for program in programs:
