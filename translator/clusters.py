@@ -91,10 +91,9 @@ def read_cluster(cluster: Any, assignments: Mapping[str, Any], limits: Limits) -
         assignment = assignments.get(str(cluster.eds_cluster_config.service_name or cluster.name))
     else:
         assignment = cluster.load_assignment
-    found = _Endpoints((), frozenset()) if assignment is None else _endpoints(cluster, assignment)
+    none = _Endpoints((), frozenset({Reason.NO_HEALTHY_ENDPOINT}))
+    found = none if assignment is None else _endpoints(cluster, assignment)
     reasons |= found.reasons
-    if not found.endpoints:
-        reasons.add(Reason.NO_HEALTHY_ENDPOINT)
     if len(found.endpoints) > limits.endpoints:
         reasons.add(Reason.BUDGET_ENDPOINTS)
     # RANDOM takes no notice of weights (random_lb.cc).
@@ -218,7 +217,7 @@ def _endpoints(cluster: Any, assignment: Any) -> _Endpoints:
     """The endpoints that may be chosen, and what about them only Envoy can honour."""
     found: list[EndpointRule] = []
     reasons: set[Reason] = set()
-    total = 0
+    total = usable = 0
     if unhandled(assignment, frozenset({"cluster_name", "endpoints", "policy", "named_endpoints"})):
         reasons.add(Reason.CLUSTER_OTHER)
     # Overprovisioning says when to go to the next priority, and a cluster with more than one is not carried.
@@ -235,6 +234,7 @@ def _endpoints(cluster: Any, assignment: Any) -> _Endpoints:
             # Degraded hosts are a second choice (upstream/load_balancer docs, "Degraded endpoints").
             if candidate.health_status == DEGRADED:
                 reasons.add(Reason.LB_PRIORITY)
+            usable += candidate.health_status in (UNKNOWN, HEALTHY, DEGRADED)
             if candidate.health_status not in (UNKNOWN, HEALTHY) or group.priority:
                 continue
             endpoint = _endpoint(cluster, candidate, reasons)
@@ -242,6 +242,8 @@ def _endpoints(cluster: Any, assignment: Any) -> _Endpoints:
                 found.append(endpoint)
     if total != len(found) and not _panic_is_off(cluster.common_lb_config):
         reasons.add(Reason.PANIC_THRESHOLD)
+    elif not usable:
+        reasons.add(Reason.NO_HEALTHY_ENDPOINT)
     return _Endpoints(tuple(found), frozenset(reasons))
 
 

@@ -42,7 +42,6 @@ from translator.routes import ascii_lower
 _DEFAULT_LIMITS: Final = Limits()
 # Matchers that the evaluator knows of but cannot evaluate either.
 _NOBODY_KNOWS: Final = frozenset({Reason.MATCH_RUNTIME_FRACTION, Reason.MATCH_OTHER})
-_NO_ENDPOINTS_BY_NATURE: Final = frozenset({Reason.CLUSTER_ORIGINAL_DST, Reason.CLUSTER_DNS, Reason.CLUSTER_TYPE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +403,7 @@ def _act(
         return _Answer("unknown", host, route)
     name = pick_cluster(action.clusters, random)
     cluster = clusters.get(name)
-    if cluster is None or (not cluster.endpoints and cluster.reason not in _NO_ENDPOINTS_BY_NATURE):
+    if cluster is None or cluster.reason is Reason.NO_HEALTHY_ENDPOINT:
         return _Answer("forward", host, route, name, status=503)
     authority = action.host_rewrite or seen.authority
     return _Answer("forward", host, route, name, _rewritten(action, route.path, seen), authority)

@@ -13,9 +13,9 @@ from translator.image import Layouts
 @pytest.fixture(scope="session")
 def layouts() -> Layouts:
     """The layouts of the compiled object: it need not be loadable here, only there."""
-    from bpf import layout
-
     compiled: Path = REPOSITORY / "bpf" / "build" / "xlb.bpf.o"
     if not compiled.exists():
         pytest.skip("needs the BPF objects: make build")
+    from bpf import layout
+
     return layout.load(compiled)
