@@ -1,31 +1,23 @@
 """One backend: `python -m tests.oracle.backend LOG NAME=ADDRESS:PORT...`.
 
-HTTP/1.1 with keep-alive.  Each response tells what was seen, as JSON in the body (`method`, `path`, `headers` as
-pairs), and who saw it, in `x-echo-backend`; there is no `server` header, so that one added on the way shows.  Request
-headers that matter:
-
-    x-test-sleep: SECONDS       answer that much later
-    x-test-status: STATUS       answer with it, for the first `x-test-fail-n` attempts (all, without that header)
-
-Which attempt it is, Envoy tells in `x-envoy-attempt-count`.  A first byte that begins no HTTP method is answered with
-the backend's name and a line end.  Each request adds the backend's name as a line to LOG (O_APPEND: whole lines).
+HTTP/1.1 with keep-alive and HTTP/2 with prior knowledge, answered as `echo` says.  A first byte that begins no HTTP
+method is answered with the backend's name and a line end.  Each request adds the backend's name as a line to LOG
+(O_APPEND: whole lines).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
-ECHO_HEADER: Final = "x-echo-backend"
+from tests.oracle.echo import Response, Seen, respond
 
 _MAX_HEAD: Final = 1 << 20
-_NO_BODY: Final = frozenset({204, 304})
+_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -75,47 +67,43 @@ class _Backend:
             writer.write(self._name.encode() + b"\n")
             await writer.drain()
             return
-        while True:
-            head = first + await reader.readuntil(b"\r\n\r\n")
-            request, *lines = head.decode("latin-1")[:-4].split("\r\n")
-            method, path, _ = request.split(" ", 2)
-            headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
-            by_name = {name.lower(): value for name, value in headers}
-            await _skip_body(reader, by_name)
-            self._note()
-            await asyncio.sleep(float(by_name.get("x-test-sleep", "0")))
-            closes = by_name.get("connection", "").lower() == "close"
-            writer.write(self._response(method, path, headers, by_name, closes))
-            await writer.drain()
-            if closes:
-                return
-            first = b""
+        head = first + await reader.readuntil(b"\r\n\r\n")
+        if head == _HTTP2_PREFACE:
+            from tests.oracle.http2 import converse  # most backends never need it
+
+            await converse(reader, writer, head, self._answer)
+            return
+        while await self._http1(reader, writer, head):
+            head = await reader.readuntil(b"\r\n\r\n")
+
+    async def _http1(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> bool:
+        """Answer one request; whether the connection stays open."""
+        request, *lines = head.decode("latin-1")[:-4].split("\r\n")
+        method, path, _ = request.split(" ", 2)
+        headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
+        seen = Seen(method, path, headers)
+        await _skip_body(reader, seen)
+        response = await self._answer(seen)
+        closes = seen.header("connection").lower() == "close"
+        writer.write(_http1_response(response, closes=closes, bare=method == "HEAD"))
+        await writer.drain()
+        return not closes
+
+    async def _answer(self, seen: Seen) -> Response:
+        self._note()
+        await asyncio.sleep(seen.delay_s)
+        return respond(self._name, seen)
 
     def _note(self) -> None:
         os.write(self._log, self._name.encode() + b"\n")
 
-    def _response(
-        self, method: str, path: str, headers: list[tuple[str, str]], by_name: Mapping[str, str], closes: bool
-    ) -> bytes:
-        status = _status(by_name)
-        body = json.dumps({"method": method, "path": path, "headers": headers}).encode()
-        head = [f"HTTP/1.1 {status} {_phrase(status)}", f"{ECHO_HEADER}: {self._name}"]
-        if status in _NO_BODY:
-            body = b""
-        else:
-            head += ["content-type: application/json", f"content-length: {len(body)}"]
-        if closes:
-            head.append("connection: close")
-        if method == "HEAD":
-            body = b""
-        return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
-
-def _status(headers: Mapping[str, str]) -> int:
-    """What to answer with."""
-    failing = int(headers.get("x-test-fail-n", sys.maxsize))
-    attempt = int(headers.get("x-envoy-attempt-count", "1"))
-    return int(headers.get("x-test-status", "200")) if attempt <= failing else 200
+def _http1_response(response: Response, *, closes: bool, bare: bool) -> bytes:
+    lines = [f"HTTP/1.1 {response.status} {_phrase(response.status)}"]
+    lines += [f"{name}: {value}" for name, value in response.headers]
+    if closes:
+        lines.append("connection: close")
+    return "\r\n".join([*lines, "", ""]).encode() + (b"" if bare else response.body)
 
 
 def _phrase(status: int) -> str:
@@ -125,14 +113,14 @@ def _phrase(status: int) -> str:
         return "Unknown"
 
 
-async def _skip_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> None:
-    if headers.get("transfer-encoding", "").lower() == "chunked":
+async def _skip_body(reader: asyncio.StreamReader, seen: Seen) -> None:
+    if seen.header("transfer-encoding").lower() == "chunked":
         while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
             await reader.readexactly(size + 2)
         while await reader.readuntil(b"\r\n") != b"\r\n":
             pass
     else:
-        await reader.readexactly(int(headers.get("content-length", "0")))
+        await reader.readexactly(int(seen.header("content-length", "0")))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any, Final
 
-from tests.oracle.backend import ECHO_HEADER
+from tests.oracle.echo import ECHO_HEADER
 
 # http.client does the same: RFC 9110 section 8.6 wants a length where the method gives a body a meaning.
 _LENGTH_EXPECTED: Final = frozenset({"POST", "PUT", "PATCH"})

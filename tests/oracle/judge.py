@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,6 +20,11 @@ _NOT_RECORDED: Final[Mapping[Side, frozenset[str]]] = {
         | {"x-echo-backend", "content-type", "content-length", "transfer-encoding", "connection", "keep-alive"}
     ),
 }
+# What is left of a timeout, in milliseconds, with or without a unit: retries wait a random time.
+_TIME_LEFT: Final = frozenset({"grpc-timeout", "x-envoy-expected-rq-timeout-ms"})
+_TIME_LEFT_SLACK_MS: Final = 250
+# Envoy makes up the value of a cookie for consistent hashing.
+_MADE_UP_COOKIE: Final = re.compile(r'="[0-9a-f]{16}"')
 _SLACK_S: Final = 0.5
 _SLACK_SHARE: Final = 0.25
 
@@ -27,6 +33,10 @@ class Peers(Protocol):
     """Which backends a request may reach in place of one another: those of one cluster of its route."""
 
     def interchangeable(self, recorded: str, seen: str) -> bool: ...
+
+    def also_reached(self, recorded: str, seen: str) -> bool:
+        """The same for all that a request reached, mirrors included."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,7 @@ def judge_answer(recorded: Answer, attempt: Attempt, peers: Peers) -> tuple[str,
     if seen.status != recorded.status:
         said = f" ({seen.body})" if seen.body else ""
         return (f"status {seen.status}{said}, expected {recorded.status}",)
-    if not _same_backend(recorded.served, seen.served, peers):
+    if not _same_backend(recorded.served, seen.served, peers.interchangeable):
         found.append(f"answered by {seen.served or 'nobody'}, expected {recorded.served or 'nobody'}")
     if recorded.status and recorded.served is None and seen.body != recorded.body:
         found.append(f"body {seen.body!r}, expected {recorded.body!r}")
@@ -112,8 +122,20 @@ def _judge_headers(side: Side, recorded: Headers, seen: Headers, *, forgive: boo
     return [
         f"{what} header {name}: {_list(got.get(name, ()))}, expected {_list(expected.get(name, ()))}"
         for name in sorted(expected.keys() | got.keys())
-        if expected.get(name) != got.get(name)
+        if not _same_values(name, expected.get(name, ()), got.get(name, ()))
     ]
+
+
+def _same_values(name: str, expected: Sequence[str], got: Sequence[str]) -> bool:
+    if name in _TIME_LEFT and len(expected) == len(got) == 1:
+        return abs(_milliseconds(expected[0]) - _milliseconds(got[0])) <= _TIME_LEFT_SLACK_MS
+    if name == "set-cookie":
+        return [_MADE_UP_COOKIE.sub("=*", v) for v in expected] == [_MADE_UP_COOKIE.sub("=*", v) for v in got]
+    return expected == got
+
+
+def _milliseconds(value: str) -> int:
+    return int(value.removesuffix("m"))
 
 
 def _by_name(headers: Headers, ignored: frozenset[str]) -> dict[str, tuple[str, ...]]:
@@ -121,10 +143,10 @@ def _by_name(headers: Headers, ignored: frozenset[str]) -> dict[str, tuple[str, 
     return {name: tuple(value for n, value in headers if n.lower() == name) for name in names}
 
 
-def _same_backend(recorded: str | None, seen: str | None, peers: Peers) -> bool:
+def _same_backend(recorded: str | None, seen: str | None, same: Callable[[str, str], bool]) -> bool:
     if recorded is None or seen is None:
         return recorded is seen
-    return recorded == seen or peers.interchangeable(recorded, seen)
+    return recorded == seen or same(recorded, seen)
 
 
 def _same_set(recorded: Sequence[str], seen: Sequence[str], peers: Peers) -> bool:
@@ -137,7 +159,7 @@ def _same_set(recorded: Sequence[str], seen: Sequence[str], peers: Peers) -> boo
         return False
     unpaired = list(rest.elements())
     for backend in left.elements():
-        match = next((other for other in unpaired if _same_backend(backend, other, peers)), None)
+        match = next((other for other in unpaired if peers.also_reached(backend, other)), None)
         if match is None:
             return False
         unpaired.remove(match)

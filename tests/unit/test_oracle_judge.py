@@ -65,6 +65,11 @@ RIGHT: dict[str, tuple[Answer, Attempt]] = {
         replace(RECORDED, reached=("reviews-v1-0", "reviews-v1-0", "reviews-v1-1")),
         by_envoy(replace(RECORDED, reached=("reviews-v1-1", "reviews-v1-1", "reviews-v1-1"))),
     ),
+    "a cookie that Envoy makes up": (
+        replace(RECORDED, response_headers=(("set-cookie", 'sid="6473336719176c41"; HttpOnly'),)),
+        by_envoy(replace(RECORDED, response_headers=(("set-cookie", 'sid="05a41dbd3d89a3a3"; HttpOnly'),))),
+    ),
+    "what is left of a timeout": (upstream(("grpc-timeout", "1949m")), by_envoy(upstream(("grpc-timeout", "1973m")))),
     "about the same delay": (replace(RECORDED, elapsed_s=7.0), by_envoy(replace(RECORDED, elapsed_s=7.2))),
 }
 
@@ -96,6 +101,16 @@ WRONG: dict[str, tuple[Answer, Attempt, str]] = {
         RECORDED,
         by_kernel(upstream(("host", "reviews:9080"), ("host", "reviews:9080"))),
         "request header host",
+    ),
+    "another cookie": (
+        replace(RECORDED, response_headers=(("set-cookie", 'sid="6473336719176c41"; HttpOnly'),)),
+        by_envoy(replace(RECORDED, response_headers=(("set-cookie", 'aff="6473336719176c41"; HttpOnly'),))),
+        "set-cookie",
+    ),
+    "another timeout": (
+        upstream(("grpc-timeout", "1949m")),
+        by_envoy(upstream(("grpc-timeout", "949m"))),
+        "grpc-timeout: 949m, expected 1949m",
     ),
     "one attempt too many": (
         RECORDED,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 
 from tests.bench.lab import Lab, converse
@@ -205,3 +209,39 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done
     assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def http2(pair: Pair, *headers: tuple[str, str]) -> tuple[dict[str, str], bytes]:
+    """One request with prior knowledge: response headers and body."""
+    protocol = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    protocol.initiate_connection()
+    request = [(":method", "GET"), (":path", "/h2"), (":scheme", "http"), (":authority", "echo"), *headers]
+    protocol.send_headers(1, request, end_stream=True)
+    answered, body = dict[str, str](), b""
+    with socket.create_connection((ADDRESS, PORT), timeout=5) as connection:
+        while True:
+            connection.sendall(protocol.data_to_send())
+            for event in protocol.receive_data(connection.recv(65536)):
+                if isinstance(event, h2.events.ResponseReceived):
+                    answered = {str(name): str(value) for name, value in event.headers or ()}
+                elif isinstance(event, h2.events.DataReceived):
+                    body += event.data or b""
+                elif isinstance(event, h2.events.StreamEnded):
+                    return answered, body
+
+
+def test_the_backend_speaks_http2(pair: Pair) -> None:
+    headers, body = http2(pair, ("x-user", "alice"))
+    assert (headers[":status"], headers["x-echo-backend"]) == ("200", f"echo:{PORT}")
+    assert json.loads(body) == {
+        "method": "GET",
+        "path": "/h2",
+        "headers": [["host", "echo"], ["x-user", "alice"]],
+    }
+
+
+def test_the_backend_fails_as_grpc_does(pair: Pair) -> None:
+    headers, body = http2(pair, ("x-test-grpc", "14"), ("x-test-fail-n", "1"))
+    assert (headers[":status"], headers["grpc-status"], body) == ("200", "14", b"")
+    headers, _ = http2(pair, ("x-test-grpc", "14"), ("x-test-fail-n", "1"), ("x-envoy-attempt-count", "2"))
+    assert "grpc-status" not in headers
