@@ -1,8 +1,8 @@
 """Runs a command and tells what it has left behind: `leaks.py COMMAND...`.
 
-Looked for: processes, network namespaces, cgroups, BPF programs and maps, pins, run folders.  One line for each thing
-that was not there before; the exit code is the command's, or 1 if that was 0 and something was left.  Left processes
-are ended.  Standard library only: it also runs before anything is installed.
+Looked for: processes, network namespaces, cgroups, BPF programs and maps, pins, run folders, Envoy's shared memory.
+One line for each thing that was not there before; the exit code is the command's, or 1 if that was 0 and something was
+left.  Left processes are ended.  Standard library only: it also runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _programs() -> Iterator[str]:
 
 
 def _files() -> Iterator[str]:
-    for folder, name in (("/sys/fs/bpf", "xlb*"), ("/run/xlb", "*")):
+    for folder, name in (("/sys/fs/bpf", "xlb*"), ("/run/xlb", "*"), ("/dev/shm", "envoy_shared_memory_*")):
         with contextlib.suppress(PermissionError):  # without root we cannot have made it
             for entry in Path(folder).glob(name):
                 yield f"path {entry}"

@@ -87,7 +87,12 @@ setup_venv() {
         rm -rf .venv
         "$PYTHON" -m venv .venv
     fi
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    local log=.venv/install.log
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' >"$log" 2>&1; then
+        cat "$log"
+        say "could not install into .venv: see above; 'make clean' starts afresh"
+        exit 1
+    fi
     echo "$stamp" >.venv/xlb-stamp
 }
 

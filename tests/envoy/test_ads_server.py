@@ -85,7 +85,7 @@ async def envoy(binary: Path, ads: Path, log: Path) -> AsyncIterator[None]:
     }
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *(binary, "--config-yaml", json.dumps(bootstrap), "--concurrency", "1", "--use-dynamic-base-id"),
+            *(binary, "--config-yaml", json.dumps(bootstrap), "--concurrency", "1", "--disable-hot-restart"),
             stdout=output,
             stderr=output,
         )
