@@ -22,6 +22,7 @@ PACKAGES=(
     libbpf1         # loads the objects at run time
     bpftool         # vmlinux.h from the kernel's BTF; debugging
     iproute2        # network namespaces of tests and benchmarks
+    iptables        # the oracle's self-check with a plain Envoy
     procps          # ps, for people who debug
     curl            # the demo's commands to try
     nginx-light     # make bench: the backend

@@ -26,6 +26,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.oracle", description="Compare XLB with recorded answers.")
     parser.add_argument("scenarios", type=Path, help="a folder of scenarios, or one scenario")
     parser.add_argument("--only", metavar="NAME", help="only scenarios of this name (shell wildcards)")
+    parser.add_argument(
+        "--plain-envoy", action="store_true", help="send the requests through an unmodified Envoy: checks the oracle"
+    )
     options = parser.parse_args()
     try:
         files = find_oracles(options.scenarios, options.only)
@@ -39,7 +42,7 @@ def main() -> int:
     for file in files:
         start = time.monotonic()
         try:
-            result = play_apart(file)
+            result = play_apart(file, plain=options.plain_envoy)
         except ScenarioError as error:
             result = Played(file.parent.name, 1, error=str(error))
         print(describe(result, time.monotonic() - start), flush=True)

@@ -1,4 +1,4 @@
-"""Plays one oracle file, in a network namespace of its own: `python -m tests.oracle.play FILE`.
+"""Plays one oracle file, in a network namespace of its own: `python -m tests.oracle.play FILE [--plain-envoy]`.
 
 Prints one JSON object, a `Played`.  `play_apart` runs that as a process and returns the object: the namespace is the
 process's, and whatever goes wrong ends with it.
@@ -21,11 +21,12 @@ from typing import Final
 
 from tests.bench.compare import find_envoy
 from tests.bench.lab import Lab, LabError, enter_network_namespace
-from tests.bench.mesh import Mesh, difference, leftovers
+from tests.bench.mesh import difference
 from tests.oracle.judge import judge_answer, judge_counts, judge_keys
 from tests.oracle.peers import CapturedRules, RoutePeers
 from tests.oracle.scenario import KEY_REQUESTS, Answer, Case, Oracle, ScenarioError, load_oracle
 from tests.oracle.stage import KERNEL, Stage
+from tests.oracle.subject import PlainEnvoy, Subject, Xlb
 
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG: Final = 1
@@ -73,11 +74,14 @@ class Played:
         return sum(self.requests.values()) - self.by_kernel
 
 
-def play_apart(file: Path) -> Played:
-    """Play an oracle file in a process of its own.  Raises ScenarioError when it cannot be read."""
+def play_apart(file: Path, *, plain: bool = False) -> Played:
+    """Play an oracle file in a process of its own, with `plain` against an unmodified Envoy instead of XLB.
+
+    Raises ScenarioError when it cannot be read.
+    """
     title, cases = _glance(file)
     process = subprocess.run(
-        [sys.executable, "-m", "tests.oracle.play", str(file.resolve())],
+        [sys.executable, "-m", "tests.oracle.play", str(file.resolve()), *(["--plain-envoy"] if plain else [])],
         cwd=_REPOSITORY,
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -101,29 +105,29 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def play(oracle: Oracle, envoy: Path) -> Played:
+def play(oracle: Oracle, envoy: Path, *, plain: bool = False) -> Played:
     """Play an oracle in the network namespace of this process."""
     rules = CapturedRules.load(oracle)
-    instance = f"oracle-{os.getpid()}"
     passed, failures, requests, error = 0, list[Failure](), Counter[str](), ""
     with Lab("xlb-oracle") as lab:
-        stage = Stage(lab, mesh := Mesh(lab, instance, envoy), oracle)
+        subject: Subject = PlainEnvoy(lab, envoy) if plain else Xlb(lab, f"oracle-{os.getpid()}", envoy)
+        stage = Stage(lab, subject, oracle)
         try:
             stage.start()
-            before = stage.counters()
+            before = subject.counters()
             for case in oracle.cases:
                 why = _play_case(stage, case, rules.peers(case.request))
                 if why:
                     failures.append(Failure(case.number, str(case.request), why))
                 else:
                     passed += 1
-            requests = difference(before, stage.counters())
-        except LabError as problem:
+            requests = difference(before, subject.counters())
+        except (LabError, ScenarioError) as problem:
             logs = (f"--- {name}\n{tail}" for name in _LOGS if (tail := lab.tail(name, _LOG_LINES)))
             error = "\n".join((str(problem), *logs))
         finally:
-            mesh.stop()
-    if left := leftovers(instance):
+            subject.stop()
+    if left := subject.leftovers():
         error = f"{error}\nleft behind: {', '.join(left)}".strip()
         passed = 0
     return Played(oracle.title, len(oracle.cases), passed, tuple(failures), dict(requests), error)
@@ -158,14 +162,14 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 def main(arguments: list[str]) -> int:
     """See the module's docstring.  Returns 0 if the file could be read, whatever the cases say."""
-    (file,) = arguments
+    file, *options = arguments
     signal.signal(signal.SIGTERM, _stop)  # so that everything started is ended
     try:
         oracle = load_oracle(Path(file))
         try:
             envoy = find_envoy()
             enter_network_namespace()
-            played = play(oracle, envoy)
+            played = play(oracle, envoy, plain="--plain-envoy" in options)
         except LabError as problem:
             played = Played(oracle.title, len(oracle.cases), error=str(problem))
     except ScenarioError as problem:

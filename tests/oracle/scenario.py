@@ -150,6 +150,11 @@ class Oracle:
     def title(self) -> str:
         return f"{self.scenario.name} ({self.node.workload})"
 
+    def virtual_addresses(self) -> frozenset[tuple[str, int]]:
+        """Where the client dials and no backend listens: only a mesh that captures them makes them answer."""
+        listening = {(backend.address, port) for backend in self.backends for port in backend.names}
+        return frozenset({case.request.to for case in self.cases} - listening)
+
     def addresses(self) -> tuple[str, ...]:
         """Every address that is named and is not local by itself (127.0.0.0/8 is)."""
         named = {backend.address for backend in self.backends} | {case.request.to[0] for case in self.cases}
