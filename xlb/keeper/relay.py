@@ -1,0 +1,281 @@
+"""Relays: a client whose bytes the kernel cannot frame talks to Envoy through us, for the rest of its connection."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from typing import Final
+
+from bpf.maps import BpfError
+from xlb.keeper.accepted import Accepted
+from xlb.keeper.inject import Feed, InjectError, Tools
+from xlb.keeper.kernel import GONE, Destination
+from xlb.keeper.loop import complain
+from xlb.keeper.replies import Reply
+from xlb.keeper.sockets import BLOCKED, BROKEN, CHUNK, IN, OUT, RDHUP, Endpoint
+
+_TURNS: Final = 16  # times CHUNK that one relay may move before it is the others' turn
+_LISTEN: Final = IN | RDHUP
+_QUIET: Final = 1.0  # seconds after which nothing can be on its way from C any more
+
+
+class Relays:
+    """All relays, and how one begins."""
+
+    def __init__(self, tools: Tools, accepted: Accepted) -> None:
+        self._tools = tools
+        self.accepted = accepted
+        self.open: set[Relay] = set()
+        self.total = 0
+        self.injected = 0  # answers instead of Envoy
+        self.limit = 1 << 20
+
+    def start(self, fd: int, client: int, destination: Destination, before: bytes) -> None:
+        """Take over A `fd`.
+
+        :param before: bytes of the stream that have been read already
+        """
+        tools = self._tools
+        if tools.loop.kinds[fd]:
+            tools.loop.unwatch(fd)
+        envoy = tools.kernel.envoy_of(destination)
+        upstream = self._connect(envoy, destination) if envoy is not None else -1
+        try:
+            relay = Relay(tools, self, fd, upstream, client, before)
+        except InjectError:
+            complain("relay")
+            if upstream >= 0:
+                os.close(upstream)
+            self.accepted.drop(fd)
+            return
+        self.total += 1
+        self.open.add(relay)
+        relay.begin()
+
+    def _connect(self, envoy: Endpoint, destination: Destination) -> int:
+        """A connection to Envoy that is being made; -1: it cannot be."""
+        kernel = self._tools.kernel
+        try:
+            made = socket.socket(envoy.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError:
+            complain("socket to Envoy")
+            return -1
+        try:
+            kernel.own(made.fileno(), kernel.codes.role.e, destination=destination)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            result = made.connect_ex((envoy.host, envoy.port))
+        except (OSError, BpfError):
+            complain("connection to Envoy")
+            made.close()
+            return -1
+        if result not in (0, errno.EINPROGRESS):
+            made.close()
+            return -1
+        return made.detach()
+
+    def look_after(self) -> None:
+        """Once a second: end those whose client has gone without our hearing of it."""
+        for relay in list(self.open):
+            relay.look_after()
+
+    def close_all(self) -> None:
+        for relay in list(self.open):
+            relay.end()
+
+
+class Relay:
+    """A ↔ E; what Envoy says is injected into C."""
+
+    def __init__(self, tools: Tools, relays: Relays, a: int, e: int, client: int, before: bytes) -> None:
+        """:param e: -1: Envoy cannot be reached.  Raises InjectError."""
+        self._tools = tools
+        self._relays = relays
+        self._a = a
+        self._e = e
+        self._client = client
+        self._out = before  # read from A, not yet taken by E
+        self._head = before.startswith(b"HEAD ")
+        self._a_events = 0
+        self._e_events = 0
+        self._a_done = False  # C says nothing any more
+        self._blocked = bool(before)  # E does not take more for now
+        self._ended = False
+        self._active = tools.loop.now  # when something was last moved
+        self._feed = Feed(tools, self, e, client, relays.limit)
+
+    def begin(self) -> None:
+        loop = self._tools.loop
+        loop.adopt(self._a, self)
+        if self._e < 0:
+            self._peek_method()
+            self._unreachable()
+            return
+        loop.adopt(self._e, self)
+        self._listen()
+        self._up()
+
+    def _listen(self) -> None:
+        """Tell epoll what we want to hear."""
+        loop = self._tools.loop
+        events = 0 if self._a_done or self._blocked else _LISTEN
+        loop.change(self._a, self._a_events, events)
+        self._a_events = events
+        events = (0 if self._feed.waiting else _LISTEN) | (OUT if self._blocked else 0)
+        loop.change(self._e, self._e_events, events)
+        self._e_events = events
+
+    def on_events(self, fd: int, events: int) -> None:
+        self._active = self._tools.loop.now
+        if fd == self._a:
+            self._up()
+            return
+        if events & OUT:
+            self._up()
+        if self._ended:
+            return
+        if self._feed.waiting:
+            if events & BROKEN:
+                self._close_up()  # Envoy takes no more; what it has said still goes to the client
+        elif events & (_LISTEN | BROKEN):
+            self._feed.pump()
+
+    # ---- client to Envoy
+
+    def _up(self) -> None:
+        sockets = self._tools.sockets
+        for _ in range(_TURNS):
+            if self._out:
+                sent = sockets.send(self._e, self._out)
+                if sent > 0:
+                    self._out = self._out[sent:]
+                full = False
+            else:
+                if self._a_done:
+                    break
+                size = sockets.recv(self._a)
+                if size == BLOCKED:
+                    break
+                if size <= 0:
+                    self._client_end(size < 0)
+                    return
+                if not self._feed.moved and bytes(sockets.buffer[:5]) == b"HEAD ":
+                    self._head = True
+                sent = sockets.send_buffer(self._e, size)
+                if sent != size:
+                    self._out = bytes(sockets.buffer[max(sent, 0) : size])
+                full = size == CHUNK
+            if sent < 0 and sent != BLOCKED:
+                self._close_up()
+                return
+            if self._out or not full:
+                break
+        if self._blocked != bool(self._out):
+            self._blocked = bool(self._out)
+            self._listen()
+
+    def _client_end(self, failed: bool) -> None:
+        """C has closed, or shut down its sending side."""
+        kernel = self._tools.kernel
+        if failed or not kernel.half_closed() or kernel.queue(self._client)[0] == GONE:
+            self.end()
+            return
+        self._a_done = True
+        self._tools.sockets.shutdown(self._e, socket.SHUT_WR)
+        self._listen()
+
+    def _close_up(self) -> None:
+        """Envoy takes nothing any more, but may have answered."""
+        self._a_done = True
+        self._out = b""
+        self._blocked = False
+        self._listen()
+
+    # ---- Envoy to client
+
+    def on_read(self, size: int) -> int:
+        return size
+
+    def on_injected(self) -> bool:
+        return True
+
+    def on_source_end(self, failed: bool) -> None:
+        if not self._feed.moved:
+            self._unreachable()
+        elif self._is_over():
+            self._detach()
+        else:
+            self.end()
+
+    def on_target_gone(self) -> None:
+        self.end()
+
+    def on_wait(self, waiting: bool) -> None:
+        self._listen()
+
+    def _peek_method(self) -> None:
+        if not self._out:
+            size = self._tools.sockets.recv(self._a)
+            self._head = size > 0 and bytes(self._tools.sockets.buffer[:5]) == b"HEAD "
+
+    def _unreachable(self) -> None:
+        """Not a byte has come from Envoy, and none will."""
+        reply = Reply.TERMINATED.render(time.time(), self._head, close=True)
+        self._tools.sockets.send(self._feed.injector.fd, reply)
+        self._relays.injected += 1
+        self.end()
+
+    # ---- the end
+
+    def look_after(self) -> None:
+        if self._a_done or self._blocked or self._feed.waiting:
+            if self._tools.kernel.queue(self._client)[0] == GONE:
+                self.end()
+        elif self._tools.loop.now - self._active >= _QUIET and self._is_over():
+            self._detach()
+
+    def _is_over(self) -> bool:
+        """Whether C was relayed for one exchange only, and that is over: C is on the kernel's way again."""
+        kernel = self._tools.kernel
+        conn = kernel.conn(self._client)
+        return (
+            conn is not None
+            and conn.relayed != kernel.codes.relayed.ever
+            and not conn.owed
+            and not self._out
+            and (self._a_done or self._tools.sockets.peek(self._a) == BLOCKED)
+        )
+
+    def _detach(self) -> None:
+        """Give A back; E has nothing to do any more."""
+        self.let_go()
+        accepted = self._relays.accepted
+        if self._a_done:
+            accepted.on_half_close(self._a)
+        else:
+            accepted.release(self._a)
+
+    def abandon(self, fd: int) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Close A and E; C sees the end after all that was injected."""
+        if self._ended:
+            return
+        self._finish()
+        self._tools.sockets.shutdown(self._a, socket.SHUT_RDWR)
+        self._relays.accepted.drop(self._a)
+
+    def let_go(self) -> None:
+        """Somebody else takes A."""
+        if not self._ended:
+            self._finish()
+            self._tools.loop.unwatch(self._a)
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._relays.open.discard(self)
+        self._feed.close()
+        if self._e >= 0:
+            self._tools.loop.close(self._e)
