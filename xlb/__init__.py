@@ -1,0 +1,1 @@
+"""The program: command line, agent, keeper, workloads, supervision of Envoy."""

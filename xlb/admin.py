@@ -1,0 +1,166 @@
+"""The admin socket: HTTP with JSON over RUN_DIR/admin.sock, for root only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+
+from bpf.libbpf import BpfError
+from xds_server.grpc_options import claim_unix_path
+from xlb import documents
+from xlb.agent import Agent
+from xlb.cgroups import CgroupError
+from xlb.documents import Document
+from xlb.identity import DEFAULT_NAMESPACE, IdentityError, from_document
+from xlb.numbers import OutOfNumbers
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_MAX_WAIT_S: Final = 300.0
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Admin:
+    """Answers as long as it is started."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._version = _version()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Raises OSError if the socket cannot be made."""
+        app = web.Application(middlewares=[_errors])
+        for path, handler in (
+            ("/status", self._status),
+            ("/routes", self._routes),
+            ("/clusters", self._clusters),
+            ("/endpoints", self._endpoints),
+            ("/workloads", self._workloads),
+            ("/explain", self._explain),
+        ):
+            app.router.add_get(path, handler)
+        app.router.add_post("/workloads", self._register)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        socket_path = self._agent.paths.admin
+        claim_unix_path(socket_path)
+        before = os.umask(0o177)
+        try:
+            await web.UnixSite(self._runner, str(socket_path)).start()
+        finally:
+            os.umask(before)
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        self._agent.paths.admin.unlink(missing_ok=True)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(documents.status(self._agent, self._version))
+
+    async def _routes(self, request: web.Request) -> web.Response:
+        return _json(documents.routes(self._agent))
+
+    async def _clusters(self, request: web.Request) -> web.Response:
+        return _json(documents.clusters(self._agent))
+
+    async def _endpoints(self, request: web.Request) -> web.Response:
+        return _json(documents.endpoints(self._agent))
+
+    async def _workloads(self, request: web.Request) -> web.Response:
+        return _json(documents.workloads(self._agent))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        # The evaluator brings RE2 along, which nothing else of the agent needs.
+        from xlb.explain import ExplainError, explain, request_of
+
+        asked = request.query
+        name = asked.get("from", "")
+        view = self._agent.view_of(name, asked.get("namespace", DEFAULT_NAMESPACE))
+        if view is None:
+            return _error(404, f"no workload {name!r} is registered: see `xlb workloads`, or start one with `xlb exec`")
+        if view.prepared is None:
+            return _error(409, f"workload {name!r} has no configuration yet: see `xlb status`")
+        headers = [(key, value) for key, _, value in (line.partition(":") for line in asked.getall("header", []))]
+        rules = view.prepared.rules
+        try:
+            wanted = request_of(rules, asked.get("method", ""), asked.get("url", ""), headers)
+        except ExplainError as error:
+            return _error(400, str(error))
+        told = await asyncio.to_thread(explain, rules, wanted)
+        return _json({"view": view.name, "captured_folder": view.state.control_plane.id, **told})
+
+    async def _register(self, request: web.Request) -> web.Response:
+        try:
+            document = json.loads(await request.read())
+            wanted = from_document(document)
+            wait = min(float(document.get("wait", 0.0)), _MAX_WAIT_S)
+        except IdentityError as error:
+            return _error(400, str(error))
+        except (TypeError, ValueError):
+            return _error(400, "a workload is a JSON object with a name")
+        try:
+            made = await self._agent.register(wanted, _peer(request))
+        except (CgroupError, BpfError, OutOfNumbers) as error:
+            return _error(503, f"cannot make the workload: {error}")
+        in_force = await made.view.wait_in_force(wait)
+        state = made.view.state
+        return _json(
+            {
+                "cgroup": str(made.folder),
+                "view": made.view.name,
+                "in_force": in_force,
+                "source": self._agent.settings.ads,
+                "error": state.error,
+                "remedy": state.remedy,
+            }
+        )
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _error(error.status, f"{request.method} {request.path}: {error.reason}")
+    except Exception as error:  # told to who asked, and written down
+        _log.exception("admin_failed", path=request.path)
+        return _error(500, f"{type(error).__name__}: {error}: see the agent's log")
+
+
+def _json(document: Document) -> web.Response:
+    return web.Response(body=json.dumps(document).encode(), content_type="application/json")
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.Response(status=status, body=json.dumps({"error": text}).encode(), content_type="application/json")
+
+
+def _peer(request: web.Request) -> int:
+    """The process at the other end; 0 if it cannot be told."""
+    transport = request.transport
+    connection: Any = None if transport is None else transport.get_extra_info("socket")
+    if connection is None:
+        return 0
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[0])
+
+
+def _version() -> str:
+    try:
+        return version("xlb-mesh")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,258 @@
+"""The agent: it puts the parts of an instance together, and keeps views and workloads."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from bpf.libbpf import BpfError
+from bpf.loader import LoadError
+from translator.envoy import EnvoyOptions, MtlsEndpoints
+from xlb import config, state
+from xlb.addresses import AddressError
+from xlb.apply import Applier
+from xlb.cgroups import CgroupError
+from xlb.envoy_link import EnvoyLink
+from xlb.identity import Identity, Wanted
+from xlb.keeper_process import KeeperError
+from xlb.numbering import Numbering
+from xlb.parts import Ends, Parts, PartsError, Paths, keeper_lives, make_parts
+from xlb.supervisor import SupervisorError
+from xlb.timings import Timings
+from xlb.view import View
+from xlb.workloads import Registered, Workloads, identity_of
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_POLL_S: Final = 0.5
+_TRIM_S: Final = 30.0
+# Where distributions keep the system's authorities (Istio looks in the same places: security/pkg/util).
+_SYSTEM_CA: Final = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/ca-bundle.pem"),
+    Path("/etc/ssl/cert.pem"),
+)
+
+
+class AgentError(Exception):
+    """The agent cannot run; one line that says what to do."""
+
+
+class Agent:
+    """One running instance.  Made by `start`; ended by `stop` (everything) or `leave` (for the next agent)."""
+
+    def __init__(self, settings: config.AgentConfig, parts: Parts, ends: Ends) -> None:
+        """Use `start`."""
+        self.settings = settings
+        self.parts = parts
+        self._ends = ends
+        self.paths = Paths(settings.run_dir)
+        self.timings = Timings()
+        self.started = time.time()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._refresh = asyncio.Event()
+        self._views: dict[str, View] = {}  # by identity key
+        self._link = EnvoyLink(self.paths.ads)
+        self._numbering = Numbering(parts.kernel.sizes)
+        self._applier = Applier(
+            parts.kernel,
+            self._link,
+            self._numbering,
+            parts.data_path.layouts,
+            address=parts.address,
+            options=_envoy_options(settings.mtls_endpoints),
+            save=self._save,
+            refresh_keeper=self._refresh.set,
+        )
+        self.workloads = Workloads(parts.cgroups, parts.kernel)
+
+    @classmethod
+    async def start(cls, settings: config.AgentConfig) -> Agent:
+        """Start everything, in the order in which it is needed; what was made is undone if it fails.
+
+        Raises AgentError.
+        """
+        paths = Paths(settings.run_dir)
+        # What an earlier agent has left works, and goes on working if this one cannot start.
+        ends = Ends(forgetful=keeper_lives(paths.run_dir))
+        try:
+            parts = await make_parts(settings, paths, ends)
+            agent = cls(settings, parts, ends)
+            ends.add("views", agent._end_tasks)
+            await agent._start()
+        except (PartsError, CgroupError, LoadError, SupervisorError, AddressError, OSError) as error:
+            await ends.after_failure()
+            raise AgentError(str(error)) from error
+        except BaseException:
+            await ends.after_failure()
+            raise
+        return agent
+
+    async def _start(self) -> None:
+        left = self.parts.left
+        if left is not None:
+            self._numbering.restore(left, time.monotonic())
+        if not self._recover(left):
+            await self._link.serve()
+        await self.parts.envoy.start()
+        for work in (self._applier.run(), self._watch_workloads(), self._keep_refreshing(), self._keep_small()):
+            self._tasks.append(asyncio.create_task(work))
+        for view in self._views.values():
+            view.start()
+        self._save()
+        # What there is now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    def _recover(self, left: state.State | None) -> int:
+        """Register again what an earlier agent had and what still runs.  :returns: how many workloads"""
+        recovered = 0
+        for saved in left.workloads if left is not None else ():
+            if not (self.parts.cgroups.workloads / saved.folder).is_dir():
+                continue
+            identity = identity_of(saved)
+            self.workloads.add(identity, self._view(identity, recovered=True), saved.folder, saved.number)
+            recovered += 1
+        self.workloads.forget_strangers()
+        if recovered:
+            _log.info("workloads_taken_over", count=recovered)
+        return recovered
+
+    # -- workloads -----------------------------------------------------------------------------------------------
+
+    def view_of(self, name: str, namespace: str) -> View | None:
+        """The view of a workload: of the first of that name, if there are several."""
+        found = self.workloads.find(Wanted(name, namespace))
+        return found.view if found is not None else None
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """By identity key."""
+        return self._views
+
+    @property
+    def envoy_connected(self) -> bool:
+        """Whether the node Envoy listens to us."""
+        return self._link.connected
+
+    def pool_of(self, address: str, port: int) -> int | None:
+        """The number of an endpoint's pool of connections; None if the kernel sends nothing there."""
+        return self._numbering.pools.get((address, port))
+
+    def counters(self, view: View) -> dict[str, int]:
+        """Requests of a view by reason, since the view exists."""
+        before = view.counted_before
+        counted = {name: count - before.get(name, 0) for name, count in self.parts.kernel.counters(view.index).items()}
+        return {name: count for name, count in counted.items() if count}
+
+    async def register(self, wanted: Wanted, pid: int) -> Registered:
+        """Make a workload, or find it.  Raises CgroupError, BpfError or OutOfNumbers."""
+        found = self.workloads.find(wanted)
+        if found is None:
+            identity = wanted.identity()
+            known = self._views.get(identity.key)
+            view = known or self._view(identity)
+            found = self.workloads.add(identity, view, self.workloads.folder_for(identity))
+            if known is None:
+                view.start()
+            _log.info("workload_registered", workload=str(identity), view=view.name, cgroup=found.folder.name)
+            self._save()
+        self.workloads.expect(found, pid)
+        return found
+
+    def _view(self, identity: Identity, *, recovered: bool = False) -> View:
+        found = self._views.get(identity.key)
+        if found is None:
+            index = self._numbering.views.take(identity.key, time.monotonic())
+            found = View(identity, index, self.settings.ads, self._applier.apply, self.timings.add)
+            if not recovered:
+                # The number may have been another's.
+                found.counted_before = self.parts.kernel.counters(index)
+            self._views[identity.key] = found
+            self._applier.add(found, recovered=recovered)
+        return found
+
+    async def _watch_workloads(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            ended = self.workloads.ended()
+            for one in ended:
+                _log.info("workload_ended", workload=str(one.identity))
+            for view in {one.view for one in ended}:
+                if not self.workloads.of_view(view):
+                    await self._end_view(view)
+            if ended:
+                self._save()
+
+    async def _end_view(self, view: View) -> None:
+        del self._views[view.identity.key]
+        await view.stop()
+        try:
+            await self._applier.remove(view)
+        except (BpfError, ValueError):
+            _log.exception("view_not_removed", view=view.name)
+
+    def _save(self) -> None:
+        saved = self._numbering.save(self.parts.address, tuple(one.state() for one in self.workloads))
+        try:
+            state.save(self.paths.state, saved)
+        except OSError as error:
+            _log.error("state_not_saved", reason=str(error), remedy="a restarted agent will not know the workloads")
+
+    # -- while it runs -------------------------------------------------------------------------------------------
+
+    async def _keep_refreshing(self) -> None:
+        """Have the keeper look at its pools again; it does so by itself when it starts."""
+        while True:
+            await self._refresh.wait()
+            self._refresh.clear()
+            try:
+                await self.parts.keeper.ask("refresh")
+            except (OSError, KeeperError) as error:
+                _log.warning("keeper_not_refreshed", reason=str(error))
+
+    @staticmethod
+    async def _keep_small() -> None:
+        libc = ctypes.CDLL(None)
+        while True:
+            await asyncio.sleep(_TRIM_S)
+            with suppress(AttributeError):  # another C library than glibc
+                libc.malloc_trim(0)
+
+    # -- end -----------------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """End everything and remove it."""
+        await self._ends.run()
+
+    async def leave(self) -> None:
+        """End the agent alone: keeper, Envoy and the kernel go on, for the next agent to take over."""
+        await self._end_tasks()
+        self._save()
+        await self.parts.keeper.release()
+        await self.parts.envoy.release()
+        self.parts.kernel.close()
+        self.parts.data_path.close()
+
+    async def _end_tasks(self) -> None:
+        for view in self._views.values():
+            await view.stop()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._link.stop()
+
+
+def _envoy_options(mtls: config.MtlsEndpoints) -> EnvoyOptions:
+    found = next((path for path in _SYSTEM_CA if path.is_file()), None)
+    return EnvoyOptions(MtlsEndpoints(mtls.value), None if found is None else str(found))
