@@ -34,6 +34,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.5
 _TRIM_S: Final = 30.0
+# A view outlives its last workload a little: commands that come one after the other find rules and connections ready.
+_LINGER_S: Final = 10.0
 # Where distributions keep the system's authorities (Istio looks in the same places: security/pkg/util).
 _SYSTEM_CA: Final = (
     Path("/etc/ssl/certs/ca-certificates.crt"),
@@ -61,6 +63,7 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._refresh = asyncio.Event()
         self._views: dict[str, View] = {}  # by identity key
+        self._idle: dict[View, float] = {}  # views without workloads, and since when
         self._link = EnvoyLink(self.paths.ads)
         self._numbering = Numbering(parts.kernel.sizes)
         self._applier = Applier(
@@ -123,6 +126,9 @@ class Agent:
             self.workloads.add(identity, self._view(identity, recovered=True), saved.folder, saved.number)
             recovered += 1
         self.workloads.forget_strangers()
+        known = {view.name for view in self._views.values()}
+        gone = self._numbering.free_strangers(self._views, known, time.monotonic())
+        self.parts.kernel.swap_captures({index: {} for index in gone})
         if recovered:
             _log.info("workloads_taken_over", count=recovered)
         return recovered
@@ -130,9 +136,12 @@ class Agent:
     # -- workloads -----------------------------------------------------------------------------------------------
 
     def view_of(self, name: str, namespace: str) -> View | None:
-        """The view of a workload: of the first of that name, if there are several."""
-        found = self.workloads.find(Wanted(name, namespace))
-        return found.view if found is not None else None
+        """The view of a workload: of the first of that name, if there are several; also of one that has just ended."""
+        wanted = Wanted(name, namespace)
+        found = self.workloads.find(wanted)
+        if found is not None:
+            return found.view
+        return next((view for view in self._views.values() if wanted.fits(view.identity)), None)
 
     @property
     def views(self) -> Mapping[str, View]:
@@ -184,17 +193,23 @@ class Agent:
     async def _watch_workloads(self) -> None:
         while True:
             await asyncio.sleep(_POLL_S)
-            ended = self.workloads.ended()
+            try:
+                ended = self.workloads.ended()
+            except BpfError as error:
+                _log.error("workloads_not_ended", reason=str(error))
+                continue
             for one in ended:
                 _log.info("workload_ended", workload=str(one.identity))
-            for view in {one.view for one in ended}:
-                if not self.workloads.of_view(view):
-                    await self._end_view(view)
             if ended:
                 self._save()
+            now = time.monotonic()
+            used = {one.view for one in self.workloads}
+            self._idle = {view: self._idle.get(view, now) for view in self._views.values() if view not in used}
+            for view in [view for view, since in self._idle.items() if now - since >= _LINGER_S]:
+                await self._end_view(view)
 
     async def _end_view(self, view: View) -> None:
-        del self._views[view.identity.key]
+        del self._views[view.identity.key], self._idle[view]
         await view.stop()
         try:
             await self._applier.remove(view)

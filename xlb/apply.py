@@ -33,6 +33,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _ROUNDS: Final = 4
 _GATHER_S: Final = 0.0015  # views get a change within this of each other
 _GATHER_LIMIT_S: Final = 0.006
+_LOOK_S: Final = 0.001
+_GRACES: Final = 4
 _RECOVERY_S: Final = 30.0
 _CLOSED: Final = RouteConfigRule(name="", virtual_hosts=(), reason=Reason.NO_IMAGE)
 
@@ -89,6 +91,7 @@ class Applier:
         self._pending: list[_Work] = []
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._graces: set[asyncio.Future[None]] = set()  # swaps that have happened and wait for running programs
         self._saved_revision = -1
         # Goes on from any earlier agent's.
         self._generation = time.time_ns() // 1_000_000
@@ -271,8 +274,10 @@ class Applier:
         """:returns: image slots that are not used any more, and whether something else is captured than before"""
         images = {slot: made for work in works for slot, made in work.changed.items()}
         taken = {work.view.index: work.captures for work in works if work.captures is not None}
-        if images or taken:
+        if taken:
             await asyncio.to_thread(self._to_kernel, images, taken)
+        elif images:
+            await self._swap_images(images)
         now = time.monotonic()
         slots: list[int] = []
         for work in works:
@@ -291,6 +296,22 @@ class Applier:
         self._kernel.swap_images(images)
         self._kernel.swap_captures(taken)
 
+    async def _swap_images(self, images: Mapping[int, bytes]) -> None:
+        """Returns when every request that comes from now on is decided by these images.
+
+        What the kernel waits for beyond that, the end of programs that run, matters only to what is taken away.
+        """
+        filled = self._kernel.fill_images(images)
+        put = asyncio.ensure_future(asyncio.to_thread(self._kernel.put, filled))
+        self._graces.add(put)
+        put.add_done_callback(self._graces.discard)
+        while not put.done() and not self._kernel.holds(filled):
+            await asyncio.wait((put,), timeout=_LOOK_S)
+        if put.done():
+            await put  # for its error, if it has one
+        elif len(self._graces) > _GRACES:
+            await asyncio.wait(self._graces, return_when=asyncio.FIRST_COMPLETED)
+
     async def _tidy(self, slots: Iterable[int], *, refresh: bool) -> None:
         """Let go what no view uses any more: image slots, and the pools of endpoints that are gone."""
         closed = {slot: self._closed() for slot in slots}
@@ -298,6 +319,8 @@ class Applier:
         if not self._recovering:
             pools = self._numbering.unused_pools(self._used(), time.monotonic())
         if closed or pools:
+            if self._graces:
+                await asyncio.wait(self._graces)
             await asyncio.to_thread(self._let_go, closed, pools)
         if refresh or pools:
             self._refresh_keeper()

@@ -64,6 +64,7 @@ def agent_command(config_path: Path) -> None:
     over without touching a connection.
     """
     import os
+    import signal
 
     from xlb.config import ConfigError, load_config
 
@@ -73,6 +74,9 @@ def agent_command(config_path: Path) -> None:
         _fail(str(error))
     if os.geteuid() != 0:
         _fail("xlb agent needs root (it loads BPF programs): run it as root")
+    # Until the agent handles them: what has begun is undone, and the exit code is that of an ordered end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its core prints every closed connection otherwise
     from xlb.agent import AgentError
     from xlb.daemon import serve
@@ -81,6 +85,10 @@ def agent_command(config_path: Path) -> None:
         serve(settings)
     except AgentError as error:
         _fail(str(error))
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(0)
 
 
 @main.command("exec", context_settings={"allow_interspersed_args": False})

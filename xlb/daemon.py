@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -20,11 +20,15 @@ import structlog
 from xlb.admin import Admin
 from xlb.agent import Agent, AgentError
 from xlb.config import AgentConfig, LogConfig, LogFormat
+from xlb.parts import keeper_lives
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _M_ARENA_MAX: Final = -8  # mallopt(3)
+_NICE: Final = -10
 _LOCK_S: Final = 5.0
+_FILES: Final = ("state.json", "bpf.stamp", "agent.lock", "admin.sock", "ads.sock")
+_LOGS: Final = ("envoy.log", "envoy.log.1", "keeper.log", "keeper.log.1")
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -43,6 +47,9 @@ def serve(settings: AgentConfig) -> None:
     with suppress(AttributeError):  # another C library than glibc
         # Each of gRPC's threads would else get an arena of its own, which keeps what was once used.
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    with suppress(OSError):
+        # A busy node must not wait for its configuration; the agent works for milliseconds at a time.
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     set_up_log(settings.log)
     run_dir = settings.run_dir
     try:
@@ -50,9 +57,15 @@ def serve(settings: AgentConfig) -> None:
     except OSError as error:
         raise AgentError(f"cannot make run_dir {run_dir} ({error.strerror}): correct it in the configuration") from None
     with _alone(run_dir):
-        end = asyncio.run(_serve(settings))
+        try:
+            end = asyncio.run(_serve(settings))
+        except BaseException:
+            # Logs stay: they may say why.
+            if not keeper_lives(run_dir):
+                _clear(run_dir, _FILES)
+            raise
         if end is End.EVERYTHING:
-            _clear(run_dir)
+            _clear(run_dir, (*_FILES, *_LOGS))
 
 
 async def _serve(settings: AgentConfig) -> End:
@@ -97,23 +110,8 @@ async def _serve(settings: AgentConfig) -> End:
 def _alone(run_dir: Path) -> Iterator[None]:
     """Hold the run directory's lock.  Raises AgentError if another agent keeps it."""
     path = run_dir / "agent.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + _LOCK_S
+    descriptor = _lock(path, time.monotonic() + _LOCK_S)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                # One that is on its way out lets go soon.
-                if time.monotonic() > deadline:
-                    pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-                    raise AgentError(
-                        f"another agent (process {pid or 'unknown'}) runs with run_dir {run_dir}: end it, or give this "
-                        "one another instance and run_dir"
-                    ) from None
-                time.sleep(0.1)
-            else:
-                break
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -121,19 +119,36 @@ def _alone(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clear(run_dir: Path) -> None:
+def _lock(path: Path, deadline: float) -> int:
+    """The locked file's descriptor.  Raises AgentError after the deadline."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # An agent that ended meanwhile has removed the file: then this is not the one that others will lock.
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+        except OSError:
+            # One that is on its way out lets go soon.
+            if time.monotonic() > deadline:
+                pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise AgentError(
+                    f"another agent (process {pid or 'unknown'}) runs with run_dir {path.parent}: end it, or give this "
+                    "one another instance and run_dir"
+                ) from None
+        os.close(descriptor)
+        time.sleep(0.1)
+
+
+def _clear(run_dir: Path, files: Iterable[str]) -> None:
     """Remove the files of an instance that has ended, and its directories if nothing else is in them."""
-    for name in _FILES:
+    for name in files:
         (run_dir / name).unlink(missing_ok=True)
     for folder in (run_dir, run_dir.parent):
         with suppress(OSError):
             folder.rmdir()
-
-
-_FILES: Final = (
-    *("state.json", "bpf.stamp", "agent.lock", "admin.sock", "ads.sock"),
-    *("envoy.log", "envoy.log.1", "keeper.log", "keeper.log.1"),
-)
 
 
 def set_up_log(settings: LogConfig) -> None:

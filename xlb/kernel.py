@@ -46,6 +46,14 @@ class Limits:
     cork: int = CORK_LIMIT
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Inner maps that are to be put into an outer one, by their index there."""
+
+    outer: str
+    inner: Mapping[int, Map]
+
+
 class Kernel:
     """The maps of one instance, as the agent writes them."""
 
@@ -106,7 +114,7 @@ class Kernel:
         if not pools:
             return
         depth = self._constants["XLB_POOL_DEPTH"]
-        self._put("xlb_pools", {number: lambda: _stack(depth) for number in pools.values()})
+        self.put(self._fill("xlb_pools", {number: lambda: _stack(depth) for number in pools.values()}))
         endpoints = self._maps["xlb_endpoints"]
         values = []
         for (address, port), number in pools.items():
@@ -126,13 +134,18 @@ class Kernel:
 
     # -- images and captures -------------------------------------------------------------------------------------
 
+    def fill_images(self, images: Mapping[int, bytes]) -> Filled:
+        """Inner maps with images, for `put`."""
+        return self._fill("xlb_images", {slot: _image_maker(image) for slot, image in images.items()})
+
     def swap_images(self, images: Mapping[int, bytes]) -> None:
         """Put images into their slots, all at once."""
-        self._put("xlb_images", {slot: _image_maker(image) for slot, image in images.items()})
+        self.put(self.fill_images(images))
 
     def swap_captures(self, views: Mapping[int, Mapping[Destination, Capture]]) -> None:
         """Put what views capture in force, all at once."""
-        self._put("xlb_captures", {view: self._captures_maker(entries) for view, entries in views.items()})
+        makers = {view: self._captures_maker(entries) for view, entries in views.items()}
+        self.put(self._fill("xlb_captures", makers))
 
     def _captures_maker(self, entries: Mapping[Destination, Capture]) -> _Maker:
         def make() -> Map:
@@ -165,17 +178,36 @@ class Kernel:
         value.envoy_address.b[:] = self._envoy_address
         return bytes(value)
 
-    def _put(self, outer: str, made: Mapping[int, _Maker]) -> None:
-        """Fill inner maps and put them into an outer one in one batch, which then holds them."""
-        if not made:
-            return
-        inner: list[Map] = []
+    @staticmethod
+    def _fill(outer: str, makers: Mapping[int, _Maker]) -> Filled:
+        inner: dict[int, Map] = {}
         try:
-            inner.extend(make() for make in made.values())
-            self._maps[outer].update_batch([_u32(index) for index in made], [_u32(each.fd) for each in inner])
+            for index, make in makers.items():
+                inner[index] = make()
+        except BaseException:
+            for made in inner.values():
+                made.close()
+            raise
+        return Filled(outer, inner)
+
+    def put(self, filled: Filled) -> None:
+        """Put inner maps into their outer one in one batch, which then holds them.
+
+        Programs that start see them at once; this returns when none that began before runs any more.
+        """
+        if not filled.inner:
+            return
+        try:
+            inner = filled.inner.values()
+            self._maps[filled.outer].update_batch([_u32(i) for i in filled.inner], [_u32(made.fd) for made in inner])
         finally:
-            for each in inner:
-                each.close()
+            for made in filled.inner.values():
+                made.close()
+
+    def holds(self, filled: Filled) -> bool:
+        """Whether all of them have been put in, though `put` may still wait for what began before."""
+        outer = self._maps[filled.outer]
+        return all(outer.lookup(_u32(index)) == _u32(made.id) for index, made in filled.inner.items())
 
     # -- counters ------------------------------------------------------------------------------------------------
 

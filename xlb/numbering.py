@@ -84,6 +84,16 @@ class Numbering:
         freed = [_free_but(numbers, view, frozenset(names), now) for numbers, names in kept]
         return freed[0]
 
+    def free_strangers(self, keys: Iterable[str], names: frozenset[str] | set[str], now: float) -> list[int]:
+        """Take back everything of views but these (their identity keys, and their names), except for pools.
+
+        :returns: the numbers of the views
+        """
+        for numbers in (self.images, self.ports, self.cursors):
+            numbers.free([named for named in numbers.taken if named[0] not in names], now)
+        gone = self.views.taken.keys() - frozenset(keys)
+        return [*self.views.free(gone, now).values()]
+
     def unused_pools(self, used: Iterable[Endpoint], now: float) -> list[int]:
         """Take back the pools of all endpoints but these.  :returns: their numbers"""
         gone = self.pools.taken.keys() - frozenset(used)

@@ -91,6 +91,9 @@ class Process:
                 env={"PATH": os.defpath, **(environment or {})},
                 start_new_session=True,
             )
+        with suppress(OSError):
+            # An agent may have given itself a priority that is not for its children.
+            os.setpriority(os.PRIO_PROCESS, child.pid, 0)
         # It is not reaped before `wait`, so the pid is its own here.
         pidfd = os.pidfd_open(child.pid)
         child.returncode = 0  # we watch it by the pidfd; Popen would complain that it outlives us

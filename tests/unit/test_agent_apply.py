@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -43,6 +44,16 @@ class FakeKernel:
     def swap_images(self, images: Mapping[int, bytes]) -> None:
         if images:
             self._log.append(("images", sorted(images)))
+
+    def fill_images(self, images: Mapping[int, bytes]) -> Mapping[int, bytes]:
+        return images
+
+    def put(self, filled: Mapping[int, bytes]) -> None:
+        self.swap_images(filled)
+        time.sleep(0.02)  # as long as a program that began before might run
+
+    def holds(self, filled: Mapping[int, bytes]) -> bool:
+        return ("images", sorted(filled)) in self._log
 
     def swap_captures(self, views: Mapping[int, Mapping[Destination, Capture]]) -> None:
         if views:

@@ -113,3 +113,14 @@ def test_what_a_view_does_not_name_any_more_is_taken_back() -> None:
     assert some.free_but("v", 1, images=["81"], ports=[], cursors=[]) == [1]
     assert some.images.get(("other", "80")) == 3
     assert some.unused_pools([("10.0.0.2", 80)], 1) == [1]
+
+
+def test_views_that_do_not_come_back_give_all_back() -> None:
+    some = Numbering(Sizes(views=10, images=10, pools=10, cursors=10))
+    for key, name in (("kept", "v-1"), ("gone", "w-2")):
+        some.views.take(key, 0)
+        for numbers in (some.images, some.ports, some.cursors):
+            numbers.take((name, "x"), 0)
+    assert some.free_strangers(["kept"], {"v-1"}, 1) == [2]
+    assert [*some.views.taken] == ["kept"]
+    assert all([*numbers.taken] == [("v-1", "x")] for numbers in (some.images, some.ports, some.cursors))
