@@ -61,8 +61,8 @@ demo: needs-root setup build ## bookinfo end to end; STAY=1 keeps it running to 
 	@$(PY) -m demo $(if $(STAY),--stay)
 
 .PHONY: bench
-bench: needs-root setup build ## XLB beside no mesh, one node Envoy and sidecars: a table and bench-results/*.json
-	@$(PY) -m tests.bench
+bench: needs-root setup build ## XLB beside its peers: a table and bench-results/*.json; LONG=1: 10,000 switches
+	@$(PY) -m tests.bench $(if $(LONG),--long)
 
 .PHONY: oracle
 oracle: needs-root setup build ## SCENARIOS=DIR [ONLY=name]: what Envoy did with captured configuration, and what we do

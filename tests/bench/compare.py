@@ -83,6 +83,9 @@ def start_peers(lab: Lab, mesh: Mesh, workers: int = 1) -> Comparison:
         lab.start("nginx-meshed", [*inside, *peers.write_nginx(home, "nginx-meshed", peers.MESHED_BACKEND, workers)]),
         lab.start("nginx-plain", peers.write_nginx(home, "nginx-plain", peers.PLAIN_BACKEND, workers)),
     ]
+    # Views live as long as their workloads: these two keep theirs, with all that istiod sends them, between the runs.
+    for workload, labels in ((CLIENT, CLIENT_LABELS), ("reviews-v2", {"app": "reviews", "version": "v2"})):
+        processes.append(lab.start(f"idle-{workload}", [*mesh.exec_prefix(workload, labels), "sleep", "infinity"]))
     processes += [
         lab.start(name, peers.write_envoy(home, name, listen, upstream, envoy)) for name, listen, upstream in envoys
     ]
