@@ -95,7 +95,7 @@ static __always_inline int xlb_backend(struct sk_msg_md *msg, struct xlb_conn *b
 	backend->response_bytes += end;
 	if (end < size)
 		/* More than one response: what comes after it must never reach the next client. */
-		backend->frame.flags |= XLB_FRAME_CLOSE;
+		backend->retire = 1;
 	if (line) {
 		added = xlb_add_close(msg, line);
 		backend->close_header = 0;

@@ -103,7 +103,7 @@ static __always_inline void xlb_control_retire(struct xlb_request *request)
 	before = __sync_val_compare_and_swap(&backend->state, XLB_IDLE, XLB_RETIRED);
 	request->arg = before != XLB_BUSY;
 	if (before == XLB_BUSY)
-		backend->frame.flags |= XLB_FRAME_CLOSE; /* after the response in progress */
+		backend->retire = 1;
 }
 
 SEC("syscall")

@@ -11,6 +11,7 @@
 
 #define XLB_MAX_POPS 8 /* dead connections passed over before a pool counts as empty */
 #define XLB_TCP_ESTABLISHED 1
+#define XLB_TCP_SYN_RECV 3 /* until the hook that pools a B has returned (net/ipv4/tcp_input.c) */
 
 /* Atomic with a full barrier: a plain store could be reordered after the load of what the other side has done. */
 #define XLB_EXCHANGE(where, value) __sync_lock_test_and_set(&(where), (value))
@@ -70,9 +71,11 @@ static __always_inline struct xlb_conn *xlb_pop(__u32 pool)
 		if (!backend || __sync_val_compare_and_swap(&backend->state, XLB_IDLE, XLB_BUSY) != XLB_IDLE)
 			continue;
 		sk = xlb_look_at(backend);
-		if (sk && sk->__sk_common.skc_state == XLB_TCP_ESTABLISHED)
+		if (sk &&
+		    (sk->__sk_common.skc_state == XLB_TCP_ESTABLISHED || sk->__sk_common.skc_state == XLB_TCP_SYN_RECV))
 			return backend;
-		__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED);
+		if (__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED) == XLB_BUSY)
+			xlb_emit(XLB_EV_RETIRE, pool, 0, cookie, backend->alt, 0);
 	}
 	return NULL;
 }
@@ -142,7 +145,7 @@ static __always_inline void xlb_finish(struct xlb_conn *backend, struct xlb_conn
 			xlb_emit(XLB_EV_READY, backend->pool, client->self, backend->self, backend->alt, 0);
 	}
 	backend->peer = 0;
-	if (close) {
+	if (close || backend->retire) {
 		if (__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED) == XLB_BUSY)
 			xlb_emit(XLB_EV_RETIRE, backend->pool, 0, backend->self, backend->alt, 0);
 		return;

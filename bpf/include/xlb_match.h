@@ -29,9 +29,12 @@ struct xlb_match_context {
 	struct xlb_lengths *lengths;
 };
 
-static __always_inline void *xlb_cell(void *image, __u32 number)
+/* A cell by its number; 0: the image has none. */
+static __always_inline void *xlb_cell(struct xlb_match_context *c, __u32 number)
 {
-	return bpf_map_lookup_elem(image, &number);
+	/* A key on the stack would be one more for each call of this. */
+	c->s->match.number = number;
+	return bpf_map_lookup_elem(c->image, &c->s->match.number);
 }
 
 /* Text at an offset from s->buf on; XLB_PADDING bytes can be read there. */
@@ -40,101 +43,135 @@ static __always_inline const __u8 *xlb_text_at(const struct xlb_scratch *s, __u3
 	return s->buf + xlb_at_most(at, XLB_HOST_BACK + XLB_RUNNING);
 }
 
-struct xlb_rest {
-	const struct xlb_scratch *s;
-	void *image;
-	__u64 fold;
-	__u32 at;   /* of the text */
-	__u32 len;  /* of it */
-	__u32 cell; /* the first that holds it */
-	__u32 differs;
-};
-
-static long xlb_rest_step(__u32 i, struct xlb_rest *rest)
+static long xlb_rest_step(__u32 i, struct xlb_match_context *c)
 {
-	const __u64 *cell = xlb_cell(rest->image, rest->cell + i);
-	__u32 left = rest->len - i * XLB_CELL;
-	const __u8 *text = xlb_text_at(rest->s, rest->at + i * XLB_CELL);
-	__u64 differs = 0;
+	struct xlb_scratch *s = c->s;
+	const __u64 *cell = xlb_cell(c, s->match.rest_cell + i);
+	__u32 left = s->match.rest_len - i * XLB_CELL;
+	const __u8 *text = xlb_text_at(s, s->match.rest_at + i * XLB_CELL);
+	__u64 differs = 0, fold = s->match.rest_fold;
 	__u32 w;
 
-	if (!cell) {
-		rest->differs = 1;
+	if (!cell)
 		return 1;
-	}
 	for (w = 0; w < XLB_CELL_WORDS; w++) {
 		if (w * 8 >= left)
 			break;
-		differs |= xlb_first_bytes(xlb_lower(xlb_load8(text + w * 8), rest->fold) ^ cell[w], left - w * 8);
+		differs |= xlb_first_bytes(xlb_lower(xlb_load8(text + w * 8), fold) ^ cell[w], left - w * 8);
 	}
-	if (!differs)
-		return 0;
-	rest->differs = 1;
-	return 1;
+	if (differs)
+		return 1;
+	s->match.rest_cells--;
+	return 0;
 }
 
-/* Whether text is what cells hold behind the part that the first cell has room for. */
-static __noinline int xlb_rest_is(void *image, struct xlb_scratch *s, __u64 at_len, __u64 fold, __u32 cell)
+/* Whether text behind its first `from` bytes is what cells hold from `cell` on. */
+static __always_inline int xlb_rest_is(struct xlb_match_context *c, __u32 at, __u32 len, __u32 from, __u32 cell,
+				       __u64 fold)
 {
-	struct xlb_rest rest = { s, image, fold, at_len, at_len >> 32, cell, 0 };
+	struct xlb_match_state *m = &c->s->match;
 
 	if (!cell)
 		return 0;
-	bpf_loop((rest.len + XLB_CELL - 1) / XLB_CELL, xlb_rest_step, &rest, 0);
-	return !rest.differs;
+	m->rest_at = at + from;
+	m->rest_len = len - from;
+	m->rest_cell = cell;
+	m->rest_fold = fold;
+	m->rest_cells = (len - from + XLB_CELL - 1) / XLB_CELL;
+	bpf_loop(m->rest_cells, xlb_rest_step, c, 0);
+	return !m->rest_cells;
 }
 
-/* The value of a key; 0: there is none.
- *
- * hash: of the text, without xlb_hash_end.  kind_scope: enum xlb_key_kind | scope << 8.  Of keys with the same hash only
- * the first is compared: that two keys agree in 64 bits under a random seed is not a case. */
-static __noinline __u32 xlb_find(void *image, struct xlb_scratch *s, __u64 hash, __u64 kind_scope, __u64 at_len)
+/* The key with a hash in the cells behind the first one where it could be; 0: there is none. */
+static __noinline struct xlb_key *xlb_find_on(struct xlb_match_context *c, __u64 hash, __u8 kind)
 {
-	__u32 at = at_len, len = at_len >> 32, scope = kind_scope >> 8, i, w;
-	__u8 kind = kind_scope;
-	/* Only a path is compared letter by letter as it is. */
-	__u64 fold = kind == XLB_KEY_PATH_EXACT || kind == XLB_KEY_PATH_PREFIX ? 0 : ~0ull;
-	struct xlb_key *key = 0;
-	const __u8 *text;
-	__u64 differs = 0;
+	struct xlb_scratch *s = c->s;
+	__u32 i;
 
-	hash = xlb_hash_end(hash, kind, scope);
-	for (i = 0; i < XLB_MAX_PROBES; i++) {
-		key = xlb_cell(image, s->match.table + (((__u32)(hash >> 32) + i) & s->match.table_mask));
+	for (i = 1; i < XLB_MAX_PROBES; i++) {
+		struct xlb_key *key = xlb_cell(c, s->match.table + (((__u32)(hash >> 32) + i) & s->match.table_mask));
+
 		if (!key || key->kind == XLB_KEY_FREE)
 			return 0;
 		if (key->hash == hash && key->kind == kind)
-			break;
+			return key;
 	}
-	if (i == XLB_MAX_PROBES || !key || key->scope != scope || key->len != len)
+	return 0;
+}
+
+/* The key that has a hash (without xlb_hash_end) and a length; its text is still to be compared.  0: none. */
+static __always_inline struct xlb_key *xlb_find(struct xlb_match_context *c, __u64 hash, __u8 kind, __u32 scope,
+						__u32 len)
+{
+	struct xlb_scratch *s = c->s;
+	struct xlb_key *key;
+
+	hash = xlb_hash_end(hash, kind, scope);
+	key = xlb_cell(c, s->match.table + ((__u32)(hash >> 32) & s->match.table_mask));
+	if (!key || key->kind == XLB_KEY_FREE)
 		return 0;
-	text = xlb_text_at(s, at);
+	if (key->hash != hash || key->kind != kind) {
+		key = xlb_find_on(c, hash, kind);
+		if (!key)
+			return 0;
+	}
+	return key->scope == scope && key->len == len ? key : 0;
+}
+
+/* The value of the key if its text is the one at an offset, else 0.  fold: ~0 to compare letters in any case.
+ *
+ * Keys behind it with the same hash are not looked for: that two of them agree in 64 bits under a random seed is not a
+ * case, and that a request brings a text that agrees is what the comparison is for. */
+static __always_inline __u32 xlb_value(struct xlb_match_context *c, struct xlb_key *key, __u32 at, __u64 fold)
+{
+	const __u8 *text = xlb_text_at(c->s, at);
+	__u32 len = key->len, w;
+	__u64 differs = 0;
+
 	for (w = 0; w < XLB_KEY_WORDS; w++) {
 		if (w * 8 >= len)
 			break;
-		differs |= xlb_first_bytes(xlb_lower(xlb_load8(text + w * 8), fold) ^ ((__u64 *)key->text)[w], len - w * 8);
+		differs |= xlb_first_bytes(xlb_lower(xlb_load8(text + w * 8), fold) ^ ((__u64 *)key->text)[w],
+					   len - w * 8);
 	}
 	if (differs)
 		return 0;
-	if (len > sizeof(key->text) &&
-	    !xlb_rest_is(image, s, (at + sizeof(key->text)) | (__u64)(len - sizeof(key->text)) << 32, fold, key->more))
+	if (len > sizeof(key->text) && !xlb_rest_is(c, at, len, sizeof(key->text), key->more, fold))
 		return 0;
 	return key->value;
 }
 
 /* ---- header names ---------------------------------------------------------------------------------------------- */
+static __always_inline __u64 xlb_name_hash(const struct xlb_scratch *s, __u32 at, __u32 len)
+{
+	/* Behind the buffer there is more than a key is long. */
+	const __u8 *p = s->buf + xlb_at_most(at, XLB_MAX_HEAD);
+	__u64 hash = s->seed, i, n = xlb_at_most(len, XLB_MAX_KEY);
+
+	for (i = 0; i < n; i++) {
+		__u8 c = p[i];
+
+		hash = xlb_hash_step(hash, c | (xlb_chars[c] & XLB_CHAR_UPPER));
+	}
+	return hash;
+}
+
 static long xlb_slot_step(__u32 i, struct xlb_match_context *c)
 {
 	struct xlb_scratch *s = c->s;
-	struct xlb_line *line;
-	__u32 slot;
+	__u32 at, len, slot;
+	struct xlb_key *key;
 
 	if (i >= XLB_MAX_HEADERS)
 		return 1;
-	line = &s->line[i];
-	if (line->name_len > XLB_MAX_KEY)
+	at = s->line[i].name;
+	len = s->line[i].name_len;
+	if (len > XLB_MAX_KEY)
 		return 0;
-	slot = xlb_find(c->image, s, line->hash, XLB_KEY_HEADER_NAME, line->name | (__u64)line->name_len << 32);
+	key = xlb_find(c, xlb_name_hash(s, at, len), XLB_KEY_HEADER_NAME, 0, len);
+	if (!key)
+		return 0;
+	slot = xlb_value(c, key, at, ~0ull);
 	if (!slot || slot >= XLB_MAX_SLOTS)
 		return 0;
 	if (s->slot[slot]) {
@@ -146,52 +183,53 @@ static long xlb_slot_step(__u32 i, struct xlb_match_context *c)
 }
 
 /* ---- the longest of several lengths: path prefixes, wildcards of hosts -------------------------------------------- */
-static long xlb_length_step(__u32 i, struct xlb_match_context *c)
+
+/* What is looked for is in s->match: text_kind, text_scope, text_at, text_len. */
+static __always_inline struct xlb_key *xlb_find_prefix(struct xlb_match_context *c, __u32 i)
 {
 	struct xlb_scratch *s = c->s;
-	__u64 len;
-	__u32 kind, found;
-	__u64 hash;
+	__u64 len = c->lengths->len[i], hash;
+	__u8 kind = s->match.text_kind;
+
+	if (len > s->match.text_len)
+		return 0;
+	len = xlb_at_most(len, XLB_MAX_KEY);
+	hash = kind == XLB_KEY_PATH_PREFIX ? s->path_hash[len] : s->host_hash[len];
+	return xlb_find(c, hash, kind, s->match.text_scope, len);
+}
+
+static long xlb_longest_step(__u32 i, struct xlb_match_context *c)
+{
+	struct xlb_scratch *s = c->s;
+	struct xlb_key *key;
 
 	if (i >= XLB_MAX_LENGTHS)
 		return 1;
-	len = c->lengths->len[i];
-	if (len > s->match.text_len)
+	key = xlb_find_prefix(c, i);
+	if (!key)
 		return 0;
-	kind = s->match.kind_scope;
-	hash = (kind & 0xff) == XLB_KEY_PATH_PREFIX ? s->path_hash[xlb_at_most(len, XLB_MAX_KEY)]
-						    : s->host_hash[xlb_at_most(len, XLB_MAX_KEY)];
-	found = xlb_find(c->image, s, hash, s->match.kind_scope, s->match.text_at | len << 32);
-	s->match.found = found;
-	return found != 0;
+	s->match.found = xlb_value(c, key, s->match.text_at, s->match.text_kind == XLB_KEY_PATH_PREFIX ? 0 : ~0ull);
+	return s->match.found != 0;
 }
 
-/* The value of the longest key that text_len bytes at text_at begin with; 0: none. */
-static __always_inline __u32 xlb_longest(struct xlb_match_context *c, __u32 lengths, __u64 kind_scope, __u32 text_at,
-					 __u32 text_len)
+/* The value of the key with the longest of several lengths; 0: none. */
+static __always_inline __u32 xlb_longest(struct xlb_match_context *c, __u32 lengths_cell)
 {
-	struct xlb_scratch *s = c->s;
-
-	s->match.found = 0;
-	c->lengths = xlb_cell(c->image, lengths);
-	if (!c->lengths)
-		return 0;
-	s->match.kind_scope = kind_scope;
-	s->match.text_at = text_at;
-	s->match.text_len = text_len;
-	bpf_loop(c->lengths->n, xlb_length_step, c, 0);
-	return s->match.found;
+	c->s->match.found = 0;
+	c->lengths = xlb_cell(c, lengths_cell);
+	if (c->lengths)
+		bpf_loop(c->lengths->n, xlb_longest_step, c, 0);
+	return c->s->match.found;
 }
 
 /* ---- virtual host ------------------------------------------------------------------------------------------------ */
 static long xlb_host_step(__u32 i, struct xlb_match_context *c)
 {
 	struct xlb_scratch *s = c->s;
-	__u32 n = s->match.host_len, to;
-	__u8 b;
+	__u32 n = s->match.host_len;
+	__u64 to = xlb_at_most(i, XLB_MAX_KEY - 1);
+	__u8 b = *xlb_text_at(s, s->head.host + (s->match.backwards ? n - 1 - i : i));
 
-	to = xlb_at_most(i, XLB_MAX_KEY - 1);
-	b = *xlb_text_at(s, s->head.host + (s->match.backwards ? n - 1 - i : i));
 	b |= xlb_chars[b] & XLB_CHAR_UPPER;
 	s->match.hash = xlb_hash_step(s->match.hash, b);
 	s->host_hash[to + 1] = s->match.hash;
@@ -201,28 +239,49 @@ static long xlb_host_step(__u32 i, struct xlb_match_context *c)
 }
 
 /* Running hashes of the host, from one end or the other. */
-static __noinline int xlb_host_hashes(struct xlb_scratch *s, void *image, int backwards)
+static __always_inline void xlb_host_hashes(struct xlb_match_context *c, int backwards)
 {
-	struct xlb_match_context c = { s, image, 0 };
+	struct xlb_scratch *s = c->s;
 	__u32 n = s->match.host_len;
 
 	s->match.backwards = backwards;
 	s->match.hash = s->seed;
 	s->host_hash[0] = s->seed;
-	bpf_loop(n < XLB_MAX_KEY ? n : XLB_MAX_KEY, xlb_host_step, &c, 0);
-	return 0;
+	bpf_loop(n < XLB_MAX_KEY ? n : XLB_MAX_KEY, xlb_host_step, c, 0);
+}
+
+/* Cell of the virtual host with the longest wildcard; 0: none. */
+static __noinline __u32 xlb_wildcard_host(struct xlb_match_context *c, __u32 suffix_lens, __u32 prefix_lens)
+{
+	struct xlb_scratch *s = c->s;
+	__u32 found = 0;
+
+	s->match.text_scope = 0;
+	/* A wildcard stands for at least one character. */
+	s->match.text_len = s->match.host_len - 1;
+	if (suffix_lens) {
+		s->match.text_kind = XLB_KEY_HOST_SUFFIX;
+		s->match.text_at = XLB_HOST_BACK;
+		xlb_host_hashes(c, 1);
+		found = xlb_longest(c, suffix_lens);
+	}
+	if (!found && prefix_lens) {
+		s->match.text_kind = XLB_KEY_HOST_PREFIX;
+		s->match.text_at = s->head.host;
+		xlb_host_hashes(c, 0);
+		found = xlb_longest(c, prefix_lens);
+	}
+	return found;
 }
 
 /* Cell of the virtual host; 0: none. */
-static __noinline __u32 xlb_virtual_host(void *image, struct xlb_scratch *s)
+static __always_inline __u32 xlb_virtual_host(struct xlb_match_context *c, struct xlb_image_header *header)
 {
-	struct xlb_match_context c = { s, image, 0 };
-	struct xlb_image_header *header = xlb_cell(image, 0);
+	struct xlb_scratch *s = c->s;
 	__u32 found, len = s->head.host_len;
 	__u64 hash = s->head.host_hash;
+	struct xlb_key *key;
 
-	if (!header)
-		return 0;
 	if (header->flags & XLB_IMAGE_ANY_HOST)
 		return header->default_vhost;
 	if (header->flags & XLB_IMAGE_IGNORE_PORT) {
@@ -230,21 +289,14 @@ static __noinline __u32 xlb_virtual_host(void *image, struct xlb_scratch *s)
 		hash = s->head.host_name_hash;
 	}
 	if (len <= XLB_MAX_KEY) {
-		found = xlb_find(image, s, hash, XLB_KEY_HOST_EXACT, s->head.host | (__u64)len << 32);
+		key = xlb_find(c, hash, XLB_KEY_HOST_EXACT, 0, len);
+		found = key ? xlb_value(c, key, s->head.host, ~0ull) : 0;
 		if (found)
 			return found;
 	}
-	s->match.host_len = len;
-	/* A wildcard stands for at least one character. */
-	if (header->suffix_lens) {
-		xlb_host_hashes(s, image, 1);
-		found = xlb_longest(&c, header->suffix_lens, XLB_KEY_HOST_SUFFIX, XLB_HOST_BACK, len - 1);
-		if (found)
-			return found;
-	}
-	if (header->prefix_lens) {
-		xlb_host_hashes(s, image, 0);
-		found = xlb_longest(&c, header->prefix_lens, XLB_KEY_HOST_PREFIX, s->head.host, len - 1);
+	if (header->suffix_lens || header->prefix_lens) {
+		s->match.host_len = len;
+		found = xlb_wildcard_host(c, header->suffix_lens, header->prefix_lens);
 		if (found)
 			return found;
 	}
@@ -254,54 +306,62 @@ static __noinline __u32 xlb_virtual_host(void *image, struct xlb_scratch *s)
 /* ---- route ------------------------------------------------------------------------------------------------------- */
 
 /* Cell of the list of candidates; 0: none. */
-static __noinline __u32 xlb_candidates(void *image, struct xlb_scratch *s, struct xlb_vhost *vhost)
-{
-	struct xlb_match_context c = { s, image, 0 };
-	__u64 scope = (__u64)vhost->index << 8;
-	__u32 found, len = s->head.path_len;
-
-	if (vhost->has_exact && len <= XLB_MAX_KEY) {
-		found = xlb_find(image, s, s->path_hash[xlb_at_most(len, XLB_MAX_KEY)], scope | XLB_KEY_PATH_EXACT,
-				 s->head.target | (__u64)len << 32);
-		if (found)
-			return found;
-	}
-	if (vhost->lens) {
-		found = xlb_longest(&c, vhost->lens, scope | XLB_KEY_PATH_PREFIX, s->head.target, len);
-		if (found)
-			return found;
-	}
-	return vhost->any_list;
-}
-
-/* Whether predicate number i of the route holds; if not, the loop ends. */
-static long xlb_predicate_step(__u32 i, struct xlb_match_context *c)
+static __always_inline __u32 xlb_candidates(struct xlb_match_context *c, struct xlb_vhost *vhost)
 {
 	struct xlb_scratch *s = c->s;
-	struct xlb_predicate *predicate = xlb_cell(c->image, s->match.predicate + i);
+	__u32 found, i, len = s->head.path_len;
+	struct xlb_key *key = 0;
+
+	s->match.text_kind = XLB_KEY_PATH_PREFIX;
+	s->match.text_scope = vhost->index;
+	s->match.text_at = s->head.target;
+	s->match.text_len = len;
+	if (vhost->has_exact && len <= XLB_MAX_KEY)
+		key = xlb_find(c, s->path_hash[xlb_at_most(len, XLB_MAX_KEY)], XLB_KEY_PATH_EXACT, vhost->index, len);
+	if (!key && vhost->lens) {
+		c->lengths = xlb_cell(c, vhost->lens);
+		if (!c->lengths)
+			return 0;
+		for (i = 0; i < XLB_MAX_LENGTHS; i++) {
+			if (i >= c->lengths->n)
+				break;
+			key = xlb_find_prefix(c, i);
+			if (key)
+				break;
+		}
+	}
+	if (!key)
+		return vhost->any_list;
+	found = xlb_value(c, key, s->head.target, 0);
+	if (found)
+		return found;
+	/* A text that only has the hash of a key: once more, comparing each. */
+	return (vhost->lens ? xlb_longest(c, vhost->lens) : 0) ?: vhost->any_list;
+}
+
+static __always_inline int xlb_predicate_holds(struct xlb_match_context *c, __u32 number)
+{
+	struct xlb_scratch *s = c->s;
+	struct xlb_predicate *predicate = xlb_cell(c, number);
 	__u32 at = 0, len = s->head.method_len, line, w;
 	__u64 differs = 0;
 	const __u8 *text;
 
-	s->match.failed = 1;
 	if (!predicate)
-		return 1;
+		return 0;
 	if (predicate->slot) {
 		line = s->slot[predicate->slot & (XLB_MAX_SLOTS - 1)];
-		if (predicate->kind == XLB_PRED_PRESENT) {
-			s->match.failed = !line == !predicate->invert;
-			return s->match.failed != 0;
-		}
+		if (predicate->kind == XLB_PRED_PRESENT)
+			return !line != !predicate->invert;
 		if (!line || line > XLB_MAX_HEADERS)
-			return 1;
+			return 0;
 		at = s->line[line - 1].value;
 		len = s->line[line - 1].value_len;
 	} else if (predicate->kind == XLB_PRED_PRESENT) {
-		s->match.failed = predicate->invert;
-		return s->match.failed != 0;
+		return !predicate->invert;
 	}
 	if (len != predicate->len)
-		return 1;
+		return 0;
 	text = xlb_text_at(s, at);
 	for (w = 0; w < XLB_VALUE_TEXT_WORDS; w++) {
 		if (w * 8 >= len)
@@ -309,37 +369,48 @@ static long xlb_predicate_step(__u32 i, struct xlb_match_context *c)
 		differs |= xlb_first_bytes(xlb_load8(text + w * 8) ^ ((__u64 *)predicate->text)[w], len - w * 8);
 	}
 	if (differs)
+		return 0;
+	return len <= sizeof(predicate->text) || xlb_rest_is(c, at, len, sizeof(predicate->text), predicate->more, 0);
+}
+
+static long xlb_predicate_step(__u32 i, struct xlb_match_context *c)
+{
+	__u32 number = c->s->match.predicate;
+
+	if (!xlb_predicate_holds(c, number)) {
+		c->s->match.failed = 1;
 		return 1;
-	if (len > sizeof(predicate->text) &&
-	    !xlb_rest_is(c->image, s, (at + sizeof(predicate->text)) | (__u64)(len - sizeof(predicate->text)) << 32, 0,
-			 predicate->more))
-		return 1;
-	s->match.failed = 0;
+	}
+	c->s->match.predicate = number + 1;
 	return 0;
 }
 
-static __always_inline __u32 xlb_word(void *image, __u32 cell, __u32 position)
+/* A route that the walk ends with, without a look at the request. */
+static __always_inline int xlb_takes_all(struct xlb_route *route)
 {
-	struct xlb_list *list = xlb_cell(image, cell + position / XLB_LIST_WORDS);
-
-	return list ? list->word[position % XLB_LIST_WORDS] : 0;
+	return !route->predicates || (route->flags & XLB_ROUTE_UNDECIDED);
 }
 
 /* Candidate number i; the loop ends with the first that is undecided or matches. */
 static long xlb_route_step(__u32 i, struct xlb_match_context *c)
 {
 	struct xlb_scratch *s = c->s;
-	__u32 number = xlb_word(c->image, s->match.list, i + 1);
-	struct xlb_route *route = xlb_cell(c->image, number);
+	struct xlb_list *list = xlb_cell(c, s->match.list + (i + 1) / XLB_LIST_WORDS);
+	__u32 number = list ? list->word[(i + 1) % XLB_LIST_WORDS] : 0;
+	struct xlb_route *route = xlb_cell(c, number);
 
 	if (!route || !number) {
 		s->match.reason = XLB_REASON_NO_IMAGE;
 		return 1;
 	}
-	if (!(route->flags & XLB_ROUTE_UNDECIDED) && route->predicates) {
+	if (!xlb_takes_all(route)) {
+		/* Nearly always there is one. */
+		if (!xlb_predicate_holds(c, route->predicate))
+			return 0;
 		s->match.failed = 0;
-		s->match.predicate = route->predicate;
-		bpf_loop(route->predicates, xlb_predicate_step, c, 0);
+		s->match.predicate = route->predicate + 1;
+		if (route->predicates > 1)
+			bpf_loop(route->predicates - 1, xlb_predicate_step, c, 0);
 		if (s->match.failed)
 			return 0;
 	}
@@ -347,17 +418,40 @@ static long xlb_route_step(__u32 i, struct xlb_match_context *c)
 	return 1;
 }
 
+/* The first candidate that is undecided or matches.  0: none, s->match.reason says why. */
+static __always_inline struct xlb_route *xlb_choose_route(struct xlb_match_context *c, __u32 list_cell)
+{
+	struct xlb_scratch *s = c->s;
+	struct xlb_list *list = xlb_cell(c, list_cell);
+	struct xlb_route *route;
+
+	s->match.reason = XLB_REASON_NO_IMAGE;
+	if (!list || !list->word[0])
+		return 0;
+	/* Most often the first one takes every request. */
+	route = xlb_cell(c, list->word[1]);
+	if (!route || xlb_takes_all(route))
+		return route;
+	s->match.reason = XLB_REASON_NO_ROUTE;
+	s->match.route = 0;
+	s->match.list = list_cell;
+	bpf_loop(list->word[0], xlb_route_step, c, 0);
+	if (!s->match.route)
+		return 0;
+	return xlb_cell(c, s->match.route);
+}
+
 /* ---- cluster ----------------------------------------------------------------------------------------------------- */
 static long xlb_weighted_step(__u32 i, struct xlb_match_context *c)
 {
 	struct xlb_scratch *s = c->s;
-	struct xlb_weighted *cell = xlb_cell(c->image, s->match.weighted + i);
+	struct xlb_weighted *cell = xlb_cell(c, s->match.weighted + i);
 	__u32 k;
 
 	if (!cell)
 		return 1;
 	for (k = 0; k < XLB_WEIGHTED_CELL; k++) {
-		if (s->match.rest < cell->entry[k].cumulative) {
+		if (s->match.left < cell->entry[k].cumulative) {
 			s->match.cluster = cell->entry[k].cluster;
 			return 1;
 		}
@@ -365,9 +459,10 @@ static long xlb_weighted_step(__u32 i, struct xlb_match_context *c)
 	return 0;
 }
 
-static __noinline __u32 xlb_choose(void *image, struct xlb_scratch *s, struct xlb_route *route, __u32 random)
+/* Cell of the cluster; 0: none. */
+static __always_inline __u32 xlb_choose_cluster(struct xlb_match_context *c, struct xlb_route *route, __u32 random)
 {
-	struct xlb_match_context c = { s, image, 0 };
+	struct xlb_scratch *s = c->s;
 
 	if (route->clusters == 1)
 		return route->cluster;
@@ -375,8 +470,8 @@ static __noinline __u32 xlb_choose(void *image, struct xlb_scratch *s, struct xl
 		return 0;
 	s->match.cluster = 0;
 	s->match.weighted = route->cluster;
-	s->match.rest = random % route->weight_sum;
-	bpf_loop((route->clusters + XLB_WEIGHTED_CELL - 1) / XLB_WEIGHTED_CELL, xlb_weighted_step, &c, 0);
+	s->match.left = random % route->weight_sum;
+	bpf_loop((route->clusters + XLB_WEIGHTED_CELL - 1) / XLB_WEIGHTED_CELL, xlb_weighted_step, c, 0);
 	return s->match.cluster;
 }
 
@@ -386,8 +481,8 @@ static __noinline __u32 xlb_choose(void *image, struct xlb_scratch *s, struct xl
  * A cell that is not there is NO_IMAGE: the image is not what its builder has written. */
 static __noinline int xlb_match(void *image, struct xlb_scratch *s, __u32 random, struct xlb_decision *out)
 {
-	struct xlb_match_context c = { s, image, 0 };
-	struct xlb_image_header *header = xlb_cell(image, 0);
+	struct xlb_match_context c = { s, image };
+	struct xlb_image_header *header = xlb_cell(&c, 0);
 	struct xlb_cluster *cluster;
 	struct xlb_vhost *vhost;
 	struct xlb_route *route;
@@ -417,32 +512,25 @@ static __noinline int xlb_match(void *image, struct xlb_scratch *s, __u32 random
 		return out->reason = s->head.reason;
 	if (header->reason)
 		return out->reason = header->reason;
-	number = xlb_virtual_host(image, s);
+	number = xlb_virtual_host(&c, header);
 	if (!number)
 		return out->reason = XLB_REASON_NO_VIRTUAL_HOST;
-	vhost = xlb_cell(image, number);
+	vhost = xlb_cell(&c, number);
 	if (!vhost)
 		return out->reason = XLB_REASON_NO_IMAGE;
 	if (vhost->reason)
 		return out->reason = vhost->reason;
-	number = xlb_candidates(image, s, vhost);
+	number = xlb_candidates(&c, vhost);
 	if (!number)
 		return out->reason = XLB_REASON_NO_ROUTE;
-	s->match.reason = XLB_REASON_NO_ROUTE;
-	s->match.route = 0;
-	s->match.list = number;
-	bpf_loop(xlb_word(image, number, 0), xlb_route_step, &c, 0);
-	number = s->match.route;
-	if (!number)
-		return out->reason = s->match.reason;
-	route = xlb_cell(image, number);
+	route = xlb_choose_route(&c, number);
 	if (!route)
-		return out->reason = XLB_REASON_NO_IMAGE;
+		return out->reason = s->match.reason;
 	out->route = route->index;
 	if (route->reason)
 		return out->reason = route->reason;
-	number = xlb_choose(image, s, route, random);
-	cluster = xlb_cell(image, number);
+	number = xlb_choose_cluster(&c, route, random);
+	cluster = xlb_cell(&c, number);
 	if (!cluster || !number)
 		return out->reason = XLB_REASON_NO_IMAGE;
 	out->cluster = number;

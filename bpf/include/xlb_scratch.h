@@ -17,15 +17,14 @@
 
 enum {
 	XLB_HEAD_MASK = XLB_MAX_HEAD - 1,
-	XLB_PADDING = 128,		   /* behind the buffer: how far a block may be read from a masked offset */
-	XLB_PATH_BLOCK = 32,		   /* bytes of a path read in one step */
-	XLB_RUNNING = 512 + XLB_PATH_BLOCK, /* entries of a running hash: more than XLB_MAX_KEY, for whole blocks */
-	XLB_NONE_LINE = ~0u,		   /* xlb_head.reason_line: found in the request line */
+	XLB_PADDING = 128,	/* behind the buffer: how far a block may be read from a masked offset */
+	XLB_PATH_BLOCK = 28,	/* bytes of a path read in one step: 32 less the 3 that xlb_odd_segments looks back */
+	XLB_RUNNING = 512 + 32, /* entries of a running hash: more than XLB_MAX_KEY, for whole blocks */
+	XLB_NONE_LINE = ~0u,	/* xlb_head.reason_line: found in the request line */
 };
 
 /* Offsets are those in xlb_scratch.buf. */
 struct xlb_line {
-	__u64 hash; /* FNV-1a 64 of the lower-cased name from xlb_scratch.seed, without xlb_hash_end */
 	__u16 name, name_len;
 	__u16 value, value_len; /* without the blanks around it */
 };
@@ -36,9 +35,9 @@ struct xlb_head {
 	__u32 reason_line; /* index of the header line where; XLB_NONE_LINE: request line; nlines: behind all lines */
 	__u32 relay;	   /* 1: where the message ends is not certain, or it is no plain HTTP/1.1 exchange */
 	__u32 complete;	   /* 1: the head ends within the buffer */
-	__u32 more;	   /* 1: all is well for the framing so far, but the buffer ends before the head (relay is 1 too) */
-	__u32 head_len;	   /* bytes, the empty line included */
-	__u16 method_len;  /* the method begins at 0 */
+	__u32 more; /* 1: all is well for the framing so far, but the buffer ends before the head (relay is 1 too) */
+	__u32 head_len;		  /* bytes, the empty line included */
+	__u16 method_len;	  /* the method begins at 0 */
 	__u16 target, target_len; /* query included */
 	__u16 path_len;		  /* query excluded */
 	__u16 host, host_len;	  /* port included */
@@ -58,6 +57,7 @@ struct xlb_head {
 /* Where xlb_parse_head is. */
 struct xlb_head_state {
 	__u64 hash;
+	__u64 path;	 /* its last characters: xlb_odd_segments */
 	__u64 option[2]; /* the last 16 bytes of a connection option, lower case */
 	__u32 at;
 	__u32 state; /* enum xlb_head_at */
@@ -76,13 +76,18 @@ struct xlb_head_state {
 	__u32 bad_coding;
 };
 
-/* Where xlb_match is. */
+/* Where xlb_match is: kept here because stacks of BPF programs are small. */
 struct xlb_match_state {
 	__u64 hash;
-	__u64 kind_scope;
-	__u32 table; /* of the image's header */
+	__u64 rest_fold; /* the part of a text that is behind the first cell of a key or value */
+	__u32 rest_at, rest_len;
+	__u32 rest_cell;
+	__u32 rest_cells; /* still to be compared */
+	__u32 table;	  /* of the image's header */
 	__u32 table_mask;
-	__u32 repeated; /* line with a name that another line had, + 1 */
+	__u32 repeated;	 /* line with a name that another line had, + 1 */
+	__u32 text_kind; /* of the key that a text is to begin with */
+	__u32 text_scope;
 	__u32 text_at, text_len;
 	__u32 found;
 	__u32 host_len;
@@ -92,9 +97,11 @@ struct xlb_match_state {
 	__u32 predicate;
 	__u32 failed;
 	__u32 weighted;
-	__u32 rest;
+	__u32 left;
 	__u32 cluster;
 	__u32 reason;
+	__u32 number; /* of the cell that is looked up */
+	__u32 pad;
 };
 
 /* What a piece of a stream is read from (xlb_frame_feed), and where in it the framer is. */
@@ -113,9 +120,9 @@ struct xlb_scratch {
 	struct xlb_head_state state;
 	struct xlb_match_state match;
 	struct xlb_line line[XLB_MAX_HEADERS];
-	__u64 path_hash[XLB_RUNNING];	/* [n]: FNV-1a 64 of the first n bytes of the path, from seed; n <= XLB_MAX_KEY */
-	__u64 host_hash[XLB_RUNNING];	/* xlb_match: the same of the host, or of the host read backwards */
-	__u8 slot[XLB_MAX_SLOTS];	/* xlb_match: line of a header name + 1; 0: there is none */
+	__u64 path_hash[XLB_RUNNING]; /* [n]: FNV-1a 64 of the first n bytes of the path, from seed; n <= XLB_MAX_KEY */
+	__u64 host_hash[XLB_RUNNING]; /* xlb_match: the same of the host, or of the host read backwards */
+	__u8 slot[XLB_MAX_SLOTS];     /* xlb_match: line of a header name + 1; 0: there is none */
 	union {
 		__u8 buf[XLB_MAX_HEAD + XLB_PADDING];
 		struct xlb_bytes bytes;
@@ -143,6 +150,9 @@ enum {
 	XLB_CHAR_PATH = 2,     /* stands for itself in every normalisation of a path */
 	XLB_CHAR_HOST = 4,     /* of a host name or IPv4 address */
 	XLB_CHAR_UPPER = 0x20, /* c | (flags & XLB_CHAR_UPPER) is the lower-case character */
+	XLB_CHAR_DOT = 0x40,
+	XLB_CHAR_SLASH = 0x80,
+	XLB_CHAR_SEGMENT_SHIFT = 6, /* brings the last two down to 1 and 2 */
 };
 
 #define XLB_CHAR_WORD (XLB_CHAR_TOKEN | XLB_CHAR_PATH | XLB_CHAR_HOST)
@@ -152,7 +162,7 @@ static const __u8 xlb_chars[256] = {
 	['a' ... 'z'] = XLB_CHAR_WORD,
 	['0' ... '9'] = XLB_CHAR_WORD,
 	['-'] = XLB_CHAR_WORD,
-	['.'] = XLB_CHAR_WORD,
+	['.'] = XLB_CHAR_WORD | XLB_CHAR_DOT,
 	['_'] = XLB_CHAR_WORD,
 	['~'] = XLB_CHAR_TOKEN | XLB_CHAR_PATH,
 	['!'] = XLB_CHAR_TOKEN | XLB_CHAR_PATH,
@@ -168,7 +178,7 @@ static const __u8 xlb_chars[256] = {
 	['='] = XLB_CHAR_PATH,
 	[':'] = XLB_CHAR_PATH,
 	['@'] = XLB_CHAR_PATH,
-	['/'] = XLB_CHAR_PATH,
+	['/'] = XLB_CHAR_PATH | XLB_CHAR_SLASH,
 	['#'] = XLB_CHAR_TOKEN,
 	['%'] = XLB_CHAR_TOKEN,
 	['^'] = XLB_CHAR_TOKEN,
@@ -179,7 +189,7 @@ static const __u8 xlb_chars[256] = {
 /* ---- eight bytes at a time (little endian; the machines BPF runs on load unaligned words) ------------------------ */
 #define XLB_EACH(byte) (0x0101010101010101ull * (byte))
 /* Literals of up to eight characters as loaded from memory. */
-#define XLB_WORD(a, b, c, d, e, f, g, h) \
+#define XLB_WORD(a, b, c, d, e, f, g, h)                                                                            \
 	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 | (__u64)(f) << 40 | \
 	 (__u64)(g) << 48 | (__u64)(h) << 56)
 
@@ -194,10 +204,11 @@ static __always_inline __u64 xlb_first_bytes(__u64 word, __u32 n)
 	return n >= 8 ? word : word & ((1ull << (n * 8 & 63)) - 1);
 }
 
-/* Only for comparison with text that has letters and '-' alone: other characters change too. */
+/* Letters to lower case, only for comparison with text of lower-case letters and '-': characters from '@' on that are no
+ * letters change too.  Those below stay as they are, or CR would become '-'. */
 static __always_inline __u64 xlb_fold(__u64 word)
 {
-	return word | XLB_EACH(0x20);
+	return word | (word & XLB_EACH(0x40)) >> 1;
 }
 
 /* Letters A-Z to lower case, where `fold` is ~0. */
@@ -223,6 +234,18 @@ static __always_inline __u64 xlb_not_query(__u64 word)
 	__u64 hash = low ^ XLB_EACH('#');
 
 	return (~(low + XLB_EACH(0x5f)) | (low + XLB_EACH(0x01)) | word | ~(hash + XLB_EACH(0x7f))) & XLB_EACH(0x80);
+}
+
+/* 0x80 in each byte that is not a letter, digit or '-': of these nearly all header names are made. */
+static __always_inline __u64 xlb_not_name(__u64 word)
+{
+	__u64 low = word & XLB_EACH(0x7f);
+	__u64 fold = low | XLB_EACH(0x20);
+	__u64 letter = (fold + XLB_EACH(0x1f)) & ~(fold + XLB_EACH(0x05));
+	__u64 digit = (low + XLB_EACH(0x50)) & ~(low + XLB_EACH(0x46));
+	__u64 dash = ~((low ^ XLB_EACH('-')) + XLB_EACH(0x7f));
+
+	return ~((letter | digit | dash) & ~word) & XLB_EACH(0x80);
 }
 
 /* Index of the first byte that has its 0x80 set; flags is not 0. */

@@ -310,7 +310,7 @@ struct xlb_conn {
 	struct xlb_address original; /* C, U, E, DIRECT: see struct xlb_own */
 	__u16 original_port;
 	__u16 pad16;
-	__u32 pad32;
+	__u32 retire; /* B: 1: not to be used again after the exchange in progress */
 	struct xlb_pair_key {
 		struct xlb_address local, remote; /* as the connecting side sees it */
 		__u16 local_port, remote_port;	  /* host byte order */

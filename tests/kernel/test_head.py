@@ -51,9 +51,6 @@ def agree(programs: Programs, request: Request, trailing: bytes = b"") -> Head:
     assert [(line.name.lower().decode("latin-1"), line.value.decode("latin-1")) for line in head.lines] == list(
         request.lines()
     )
-    for line in head.lines:
-        # Both sides of the last step of a hash: kind and scope 0.
-        assert (line.hash * 0x9E3779B97F4A7C15) % 2**64 == key_hash(SEED, 0, 0, line.name.lower())
     if head.reason is Reason.NONE:
         path = request.path.partition("?")[0].encode("latin-1")
         assert head.path == path
@@ -62,6 +59,7 @@ def agree(programs: Programs, request: Request, trailing: bytes = b"") -> Head:
         assert head.is_head == (request.method == "HEAD")
         for length in {0, 1, len(path) // 2, min(len(path), LIMITS.key)}:
             if length <= len(path):
+                # The last step of a hash, with kind and scope 0.
                 final = (programs.path_hash(length) * 0x9E3779B97F4A7C15) % 2**64
                 assert final == key_hash(SEED, 0, 0, path[:length])
     return head
@@ -70,7 +68,17 @@ def agree(programs: Programs, request: Request, trailing: bytes = b"") -> Head:
 # ---- each reason
 
 TARGETS = (
-    *("/", "/a/b.c/..d/...?x=%2F//../[]{}|\"'", "/-_.~!$&'()*+,;=:@/Az09", "/?", "//", "/a//b", "/a/../b", "/a/.", "/."),
+    *(
+        "/",
+        "/a/b.c/..d/...?x=%2F//../[]{}|\"'",
+        "/-_.~!$&'()*+,;=:@/Az09",
+        "/?",
+        "//",
+        "/a//b",
+        "/a/../b",
+        "/a/.",
+        "/.",
+    ),
     *("/a/..", "/..", "/../", "/./", "/.a", "/a.", "/a..", "/...", "/a/.../b", "/a/..b", "/%41", "/a\\b", "/a^b"),
     *("/caf\xe9", "/a#b", "/a?b#c", "/a?caf\xe9", "/a?" + "b" * 300 + "#", "/" + "a" * 700 + "//", "/a" * 300),
     *("*", "http://a/b", "a:443", "?", "http://a/b\xe9?#", "/" + "x" * 488, "/" + "x" * 487, "/" + "x" * 489),
@@ -254,7 +262,9 @@ def test_a_request_line_that_fills_the_buffer(programs: Programs) -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        Request("GET", "a.b.c:80", "/a/b?c", (("Connection", "keep-alive, close"), ("x", "y"), ("content-length", "3"))),
+        Request(
+            "GET", "a.b.c:80", "/a/b?c", (("Connection", "keep-alive, close"), ("x", "y"), ("content-length", "3"))
+        ),
         Request("POST", "a", "/", (("transfer-encoding", "chunked"), ("cookie", "x" * 200), ("y" * 40, "  z  "))),
         Request("GET", "a", "*", (("te", "x"),)),
     ],
@@ -308,6 +318,7 @@ BAD: tuple[tuple[bytes, Reason], ...] = (
         for lines in (
             *(b"host: a\n", b"host: a\nx: y", b"host: a\rx: y", b"host: a\r\r", b"host: a\r\n x", b"host: a\r\n\tx"),
             *(b"host : a", b"host\t: a", b" host: a", b": a", b"host", b"host: a\r\nx", b"ho\0st: a", b"host: \0a"),
+            *(b"content\rlength: 1", b"transfer\rencoding: x", b"connection: keep\ralive", b"x\renvoy\rb: c"),
             *(b"host: a\x01", b"host: a\x7f", b"h(st: a", b"h\xe9st: a", b"host: a\r\n\n", b"host: a\n\r", b"x" * 99),
             *(b"host: a\r\n" + b"x" * n + b"\x01: y" for n in range(30, 35)),
             *(b"host: a\r\nx: " + b"y" * n + b"\x01" for n in range(120, 140)),
@@ -357,7 +368,16 @@ def test_every_byte_in_every_place(programs: Programs, byte: int) -> None:
 NAMES = st.sampled_from(
     (
         *("connection", "Connection", "te", "TE", "Host", "host", "upgrade", "expect", "proxy-connection", "x-envoy-a"),
-        *("content-type", "content-length", "Content-Length", "transfer-encoding", "X-Envoy-", "x-envoy", "a", "cookie"),
+        *(
+            "content-type",
+            "content-length",
+            "Content-Length",
+            "transfer-encoding",
+            "X-Envoy-",
+            "x-envoy",
+            "a",
+            "cookie",
+        ),
     )
 ) | st.text(alphabet=string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~", min_size=1, max_size=70)
 TEXT = st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=200)
@@ -434,3 +454,15 @@ def test_damaged_heads_are_never_taken_for_what_they_are_not(
     assert len(lengths) + len(codings) <= 1
     assert [int(n) for n in lengths] == ([] if head.length is None else [head.length])
     assert [c.lower() for c in codings] == ([b"chunked"] if head.chunked else [])
+
+
+def test_speed(programs: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, not judged: machines differ.  What the verifier needs does not, and far beyond is refused."""
+    needed = programs.verified_instructions()
+    small = raw(Request("GET", "10.0.0.1:9080", "/productpage", (("user-agent", "wrk"), ("accept", "*/*"))))
+    large = small[:-2] + b"cookie: " + b"c" * 1000 + b"\r\n\r\n"
+    times = [programs.head_ns(data) for data in (small, large)]
+    with capsys.disabled():
+        print("\nverified instructions:", ", ".join(f"{name} {count}" for name, count in needed.items()))
+        print(f"head of {len(small)} bytes: {times[0]:.0f} ns, of {len(large)} bytes: {times[1]:.0f} ns")
+    assert max(needed.values()) < 400_000
