@@ -91,12 +91,13 @@ class Accepted:
             watch(fd, ACCEPTED)
         self.count += len(fds)
         self._fresh.extend(fds)
-        if len(self._fresh) > 4 * self.count + 1024:
+        most = 4 * self.count + 1024
+        if len(self._fresh) > most:
             kinds = self._loop.kinds
-            self._fresh = [fd for fd in set(self._fresh) if kinds[fd] == ACCEPTED]
-        if len(self._index) > 4 * self.count + 1024:
+            self._fresh = [fd for fd in set(self._fresh) if kinds[fd] in (ACCEPTED, OBJECT)]
+        if len(self._index) > most:
             self._index.clear()
-            self._fresh = self._all()
+            self._fresh = self._all(ACCEPTED) + self._all(OBJECT)
 
     def _without_dead(self, fds: list[int]) -> list[int]:
         """Close those whose client has gone already."""
@@ -171,13 +172,13 @@ class Accepted:
         del self._index[client]
         return -1
 
-    def _all(self) -> list[int]:
+    def _all(self, kind: int) -> list[int]:
         kinds = self._loop.kinds
         found: list[int] = []
-        fd = kinds.find(ACCEPTED)
+        fd = kinds.find(kind)
         while fd >= 0:
             found.append(fd)
-            fd = kinds.find(ACCEPTED, fd + 1)
+            fd = kinds.find(kind, fd + 1)
         return found
 
     def close_all(self) -> None:
@@ -185,5 +186,5 @@ class Accepted:
         for fd in self._listeners:
             self._loop.close(fd)
         self._listeners = []
-        for fd in self._all():
+        for fd in self._all(ACCEPTED):
             self.drop(fd)

@@ -78,7 +78,8 @@ class Clients:
             # to take the middle of a message for a request.
             self._endings.add(client, fd)
         else:
-            self._relays.start(fd, client, kernel.destination_of(conn), before)
+            once = conn.relayed == kernel.codes.relayed.once
+            self._relays.start(fd, client, kernel.destination_of(conn), before, once)
 
     def on_half_close(self, fd: int) -> None:
         """C has shut down its sending side, or is gone: it still gets its response."""

@@ -24,7 +24,7 @@ from xlb.keeper.pins import Pins
 from xlb.keeper.pools import Pools, Upstream
 from xlb.keeper.records import ConnRecord, EventRecord
 from xlb.keeper.relay import Relays
-from xlb.keeper.sockets import IN, Endpoint, Sockets
+from xlb.keeper.sockets import IN, RECEIVE_BUFFER, Endpoint, Sockets
 from xlb.keeper.spill import Spill, SpillEnd
 
 _BACKLOG: Final = 65535  # the kernel lowers it to net.core.somaxconn
@@ -105,6 +105,7 @@ class Keeper:
         self.loop.before = self._read_ring
         self.loop.after = self._accepted.bury
         self.loop.at(self.loop.now + _SECOND, self._every_second)
+        self._pools.start()
         self._destinations.start()
         self._read_limits()
         self._pid_file.write_text(Path("/proc/self/stat").read_text())
@@ -116,6 +117,8 @@ class Keeper:
         try:
             made = socket.socket(asked.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # What it accepts inherits this.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             made.bind((asked.host, asked.port))
             made.listen(_BACKLOG)
         except OSError as error:

@@ -231,6 +231,11 @@ class Kernel:
         """Shared with the programs: only `flags` is ours to write."""
         return cast(PoolStateRecord, self._pool_states[pool])
 
+    def clear_pool_flags(self) -> None:
+        for state in self._pool_states:
+            if state.flags:
+                state.flags = 0
+
     def envoy_of(self, destination: Destination) -> Endpoint | None:
         """Envoy's listener for a captured destination, as the connect hook finds it; None: it is captured no more."""
         inner = self._captures.lookup(_U32.pack(destination.view))

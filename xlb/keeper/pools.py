@@ -19,10 +19,11 @@ from xlb.keeper.kernel import Destination, Kernel, PoolTarget
 from xlb.keeper.loop import UPSTREAM, Loop, complain
 from xlb.keeper.pool import Pool, surplus
 from xlb.keeper.records import ConnRecord
-from xlb.keeper.sockets import BLOCKED, BROKEN, FAILED, Sockets
+from xlb.keeper.sockets import BLOCKED, BROKEN, FAILED, RECEIVE_BUFFER, Sockets
 
 _SEEN_WITHIN: Final = 0.05  # seconds after which a connection without a B is one to another node
 _CONNECT_TIMEOUT: Final = 5.0  # seconds
+_SWEPT: Final = 64  # connections looked at in a second
 
 
 @dataclass(slots=True, eq=False)
@@ -55,12 +56,17 @@ class Pools:
         self._young_scheduled = False
         self._retiring: set[Upstream] = set()
         self._remote: set[Pool] = set()
+        self._to_sweep: list[int] = []
         self.opened = 0
         self.failures = 0
         # A response comes by this U to this client from here on: B's cookie and state.
         self.on_spill: Callable[[Upstream, ConnRecord], None] = _no_spill
         # client, B, enum xlb_gone_flags
         self.on_backend_gone: Callable[[int, int, int], None] = _no_client
+
+    def start(self) -> None:
+        """Take back what a predecessor said of pools: the programs do not ask for connections of remote ones."""
+        self._kernel.clear_pool_flags()
 
     def __len__(self) -> int:
         return len(self._by_fd)
@@ -130,6 +136,7 @@ class Pools:
             return -1
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             self._kernel.own(made.fileno(), self._kernel.codes.role.u, pool.number, pool.destination)
             result = made.connect_ex((endpoint.host, endpoint.port))
         except (OSError, BpfError):
@@ -277,9 +284,23 @@ class Pools:
             self._kernel.pool_state(pool.number).flags &= ~self._kernel.codes.pool_flag.remote
         for upstream in list(self._retiring):
             self.retire(upstream)
+        self._sweep()
         for pool in list(self._pools.values()):
             if len(pool.members) > 1:
                 self._shrink(pool, now)
+
+    def _sweep(self) -> None:
+        """Look at some connections: the event that told of their end may have been lost, or there was none."""
+        if not self._to_sweep:
+            self._to_sweep = list(self._by_fd)
+        for _ in range(min(_SWEPT, len(self._to_sweep))):
+            upstream = self._by_fd.get(self._to_sweep.pop())
+            if upstream is None or upstream.young or self._loop.kinds[upstream.fd] != UPSTREAM:
+                continue
+            conn = self._kernel.conn(upstream.cookie)
+            backend = self._kernel.conn(conn.alt) if conn is not None else None
+            if backend is None or backend.state == self._kernel.codes.state.retired:
+                self.drop(upstream, reset=False)
 
     def _shrink(self, pool: Pool, now: float) -> None:
         state = self._kernel.pool_state(pool.number)

@@ -14,7 +14,7 @@ from xlb.keeper.inject import Feed, InjectError, Tools
 from xlb.keeper.kernel import GONE, Destination
 from xlb.keeper.loop import complain
 from xlb.keeper.replies import Reply
-from xlb.keeper.sockets import BLOCKED, BROKEN, CHUNK, IN, OUT, RDHUP, Endpoint
+from xlb.keeper.sockets import BLOCKED, BROKEN, CHUNK, IN, OUT, RDHUP, RECEIVE_BUFFER, Endpoint
 
 _TURNS: Final = 16  # times CHUNK that one relay may move before it is the others' turn
 _LISTEN: Final = IN | RDHUP
@@ -32,10 +32,11 @@ class Relays:
         self.injected = 0  # answers instead of Envoy
         self.limit = 1 << 20
 
-    def start(self, fd: int, client: int, destination: Destination, before: bytes) -> None:
+    def start(self, fd: int, client: int, destination: Destination, before: bytes, once: bool) -> None:
         """Take over A `fd`.
 
         :param before: bytes of the stream that have been read already
+        :param once: C is relayed for this exchange only
         """
         tools = self._tools
         if tools.loop.kinds[fd]:
@@ -43,7 +44,7 @@ class Relays:
         envoy = tools.kernel.envoy_of(destination)
         upstream = self._connect(envoy, destination) if envoy is not None else -1
         try:
-            relay = Relay(tools, self, fd, upstream, client, before)
+            relay = Relay(tools, self, fd, upstream, client, before, once)
         except InjectError:
             complain("relay")
             if upstream >= 0:
@@ -65,6 +66,7 @@ class Relays:
         try:
             kernel.own(made.fileno(), kernel.codes.role.e, destination=destination)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             result = made.connect_ex((envoy.host, envoy.port))
         except (OSError, BpfError):
             complain("connection to Envoy")
@@ -88,13 +90,18 @@ class Relays:
 class Relay:
     """A ↔ E; what Envoy says is injected into C."""
 
-    def __init__(self, tools: Tools, relays: Relays, a: int, e: int, client: int, before: bytes) -> None:
-        """:param e: -1: Envoy cannot be reached.  Raises InjectError."""
+    def __init__(self, tools: Tools, relays: Relays, a: int, e: int, client: int, before: bytes, once: bool) -> None:
+        """Raises InjectError.
+
+        :param e: -1: Envoy cannot be reached
+        :param once: C is relayed for one exchange; after it, bytes on A may be for somebody else
+        """
         self._tools = tools
         self._relays = relays
         self._a = a
         self._e = e
         self._client = client
+        self._once = once
         self._out = before  # read from A, not yet taken by E
         self._head = before.startswith(b"HEAD ")
         self._a_events = 0
@@ -129,7 +136,8 @@ class Relay:
     def on_events(self, fd: int, events: int) -> None:
         self._active = self._tools.loop.now
         if fd == self._a:
-            self._up()
+            if not self._once or self._is_ours():
+                self._up()
             return
         if events & OUT:
             self._up()
@@ -142,6 +150,18 @@ class Relay:
             self._feed.pump()
 
     # ---- client to Envoy
+
+    def _is_ours(self) -> bool:
+        """Whether what A has to say is for Envoy; if not, A is given back."""
+        conn = self._tools.kernel.conn(self._client)
+        codes = self._tools.kernel.codes.relayed
+        if conn is not None and not conn.relayed:
+            accepted = self._relays.accepted
+            self.let_go()
+            accepted.release(self._a)
+            return False
+        self._once = conn is not None and conn.relayed == codes.once
+        return True
 
     def _up(self) -> None:
         sockets = self._tools.sockets
@@ -182,8 +202,26 @@ class Relay:
             self.end()
             return
         self._a_done = True
+        # Told of it, Envoy would drop what it has not answered yet, as it does for clients of its own.  When a single
+        # exchange is over is known to the programs, so there Envoy need not be told.
+        if self._once:
+            self._end_once()
+        else:
+            self._tools.sockets.shutdown(self._e, socket.SHUT_WR)
+        if not self._ended:
+            self._listen()
+
+    def _end_once(self) -> bool:
+        """C, which says nothing any more, was relayed for one exchange: is that over?"""
+        conn = self._tools.kernel.conn(self._client)
+        if conn is not None and conn.relayed != self._tools.kernel.codes.relayed.ever:
+            if conn.owed:
+                return False
+            self._detach()
+            return True
+        self._once = False
         self._tools.sockets.shutdown(self._e, socket.SHUT_WR)
-        self._listen()
+        return False
 
     def _close_up(self) -> None:
         """Envoy takes nothing any more, but may have answered."""
@@ -198,7 +236,7 @@ class Relay:
         return size
 
     def on_injected(self) -> bool:
-        return True
+        return not (self._once and self._a_done and self._end_once())
 
     def on_source_end(self, failed: bool) -> None:
         if not self._feed.moved:
@@ -222,7 +260,8 @@ class Relay:
     def _unreachable(self) -> None:
         """Not a byte has come from Envoy, and none will."""
         reply = Reply.TERMINATED.render(time.time(), self._head, close=True)
-        self._tools.sockets.send(self._feed.injector.fd, reply)
+        # The client may be gone: then X must not be used again.
+        self._feed.spoiled |= self._tools.sockets.send(self._feed.injector.fd, reply) != len(reply)
         self._relays.injected += 1
         self.end()
 
@@ -237,11 +276,10 @@ class Relay:
 
     def _is_over(self) -> bool:
         """Whether C was relayed for one exchange only, and that is over: C is on the kernel's way again."""
-        kernel = self._tools.kernel
-        conn = kernel.conn(self._client)
+        conn = self._tools.kernel.conn(self._client) if self._once else None
         return (
             conn is not None
-            and conn.relayed != kernel.codes.relayed.ever
+            and conn.relayed != self._tools.kernel.codes.relayed.ever
             and not conn.owed
             and not self._out
             and (self._a_done or self._tools.sockets.peek(self._a) == BLOCKED)

@@ -18,6 +18,8 @@ BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 
 CHUNK: Final = 1 << 16  # bytes of the shared buffer: what one recv(2) takes at most
 
+# Bytes of a receive queue of ours; the kernel would let it grow to net.ipv4.tcp_rmem while a client reads slowly.
+RECEIVE_BUFFER: Final = 1 << 18
 BLOCKED: Final = -1  # recv, send: it would block; the kernel has no memory just now
 FAILED: Final = -2  # recv, send: the connection is broken
 
