@@ -93,7 +93,7 @@ static __always_inline int xlb_backend(struct sk_msg_md *msg, struct xlb_conn *b
 		return xlb_pass(msg, backend, redirected);
 	}
 	backend->response_bytes += end;
-	if (end < size)
+	if (end < size && backend->frame.phase == XLB_PHASE_DONE)
 		/* More than one response: what comes after it must never reach the next client. */
 		backend->retire = 1;
 	if (line) {

@@ -206,7 +206,11 @@ static __always_inline void xlb_client_ends(struct xlb_conn *client, struct bpf_
 			client->in_flight = 0;
 			client->peer = 0;
 			backend = xlb_get_conn(peer);
-			if (backend && backend->peer == client->self && xlb_take_end(backend)) {
+			if (backend && backend->peer == client->self && backend->state == XLB_DEAD) {
+				/* B ended first, and the keeper that should have seen to it is gone too. */
+				xlb_take_end(backend);
+				xlb_drop_conn(backend);
+			} else if (backend && backend->peer == client->self && xlb_take_end(backend)) {
 				__u32 before = __sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED);
 
 				backend->peer = 0;

@@ -304,8 +304,11 @@ class Backend:
             await talk.write(talk.head("200 OK", f"content-length: {len(body)}") + body)
             return False
         if asked.words[0] == "drop":
-            for idle in self._idle:
+            dropped = tuple(self._idle)
+            for idle in dropped:
                 idle.close()
+            # The sockets are closed by the time this is answered.
+            await asyncio.gather(*(idle.wait_closed() for idle in dropped), return_exceptions=True)
             await talk.write(talk.head("200 OK", "content-length: 0"))
             self.stats.accepted, self.stats.requests = self.stats.accepted - 1, self.stats.requests - 1
             return False

@@ -150,10 +150,7 @@ class Wire:
             return Answer(status, headers, body, trailers, told)
         if "content-length" in headers:
             return Answer(status, headers, self.exactly(int(headers["content-length"])), interim=told)
-        while self._more():
-            pass
-        body, self._buffer = self._buffer, b""
-        return Answer(status, headers, body, interim=told, ended=True)
+        return Answer(status, headers, self._rest(), interim=told, ended=True)
 
     def at_end(self) -> bool:
         """Wait for the next byte or the end: whether it is the end."""
@@ -170,6 +167,12 @@ class Wire:
         data = b"".join(parts)
         self._buffer = data[size:]
         return data[:size]
+
+    def _rest(self) -> bytes:
+        parts, self._buffer = [self._buffer], b""
+        while piece := self.socket.recv(1 << 20):
+            parts.append(piece)
+        return b"".join(parts)
 
     def _head(self) -> tuple[int, dict[str, str]]:
         text = self._until(b"\r\n\r\n").decode("latin-1")

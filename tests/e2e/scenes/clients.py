@@ -21,35 +21,34 @@ _HOST: Final = "Host: details:9080"
 _PROXY: Final = ("127.0.0.1", 8088)
 
 
-def curl() -> None:
+def curl(world: World) -> None:
     """Forty downloads on one connection, fast and slow, then uploads with and without `Expect`."""
-    with World() as world:
-        world.warm()
-        home = world.lab.directory / "curl"
-        home.mkdir()
-        paths = [f"/length/{size * size * 100}" for size in range(20)]
-        words: list[str] = []
-        for number, path in enumerate([*paths, *map(slow, paths)]):
-            words += ["-o", str(home / str(number)), _URL + path]
-        common = ("curl", "-sS", "--fail", "--path-as-is", "-H", _HOST, "--max-time", "10")
-        told = world.run_client(*common, "-w", "%{num_connects} ", *words)
-        assert sum(map(int, told.split())) == 1, f"connections made for each: {told}"
-        for number, path in enumerate([*paths, *paths]):
-            body = (home / str(number)).read_bytes()
-            assert body == payload(int(path.rpartition("/")[2])), f"{path}: {len(body)} bytes of another body"
-        upload = home / "upload"
-        for size in (1, 1000, 100_000, 3_000_000):  # curl never ends the chunks of an empty body that it expects 100 for
-            upload.write_bytes(payload(size))
-            for expect in ("Expect:", "Expect: 100-continue"):
-                for chunked in ((), ("-H", "Transfer-Encoding: chunked")):
-                    head = world.run_client(
-                        *(*common, "-D", "-", "-o", "/dev/null", "-H", expect, *chunked),
-                        *("-X", "POST", "--data-binary", f"@{upload}", f"{_URL}/length/3"),
-                    )
-                    assert f"x-sha256: {digest(payload(size))}" in head, f"{size} bytes, {expect} {chunked}: {head}"
+    world.warm()
+    home = world.lab.directory / "curl"
+    home.mkdir()
+    paths = [f"/length/{size * size * 100}" for size in range(20)]
+    words: list[str] = []
+    for number, path in enumerate([*paths, *map(slow, paths)]):
+        words += ["-o", str(home / str(number)), _URL + path]
+    common = ("curl", "-sS", "--fail", "--path-as-is", "-H", _HOST, "--max-time", "10")
+    told = world.run_client(*common, "-w", "%{num_connects} ", *words)
+    assert sum(map(int, told.split())) == 1, f"connections made for each: {told}"
+    for number, path in enumerate([*paths, *paths]):
+        body = (home / str(number)).read_bytes()
+        assert body == payload(int(path.rpartition("/")[2])), f"{path}: {len(body)} bytes of another body"
+    upload = home / "upload"
+    for size in (1, 1000, 100_000, 3_000_000):  # curl never ends the chunks of an empty body that it expects 100 for
+        upload.write_bytes(payload(size))
+        for expect in ("Expect:", "Expect: 100-continue"):
+            for chunked in ((), ("-H", "Transfer-Encoding: chunked")):
+                head = world.run_client(
+                    *(*common, "-D", "-", "-o", "/dev/null", "-H", expect, *chunked),
+                    *("-X", "POST", "--data-binary", f"@{upload}", f"{_URL}/length/3"),
+                )
+                assert f"x-sha256: {digest(payload(size))}" in head, f"{size} bytes, {expect} {chunked}: {head}"
 
 
-def python_http_client() -> None:
+def python_http_client(world: World) -> None:
     """http.client, which sends head and body of a request apart."""
     program = f"""
 import http.client, hashlib, random
@@ -66,82 +65,78 @@ for n in range(300):
     assert response.headers["x-sha256"] == hashlib.sha256(body).hexdigest(), len(body)
 print("done")
 """
-    _plays(program_of_python=program)
+    _plays(world, program_of_python=program)
 
 
-def node() -> None:
+def node(world: World) -> None:
     """Node's http with a keep-alive agent, 8 sockets at once."""
     need("node")
-    _plays("node", str(_CLIENTS / "client.mjs"), _URL)
+    _plays(world, "node", str(_CLIENTS / "client.mjs"), _URL)
 
 
-def go() -> None:
+def go(world: World) -> None:
     """net/http with 8 goroutines; heads of more than 4 KB leave in two writes."""
     need("go")
-    with World() as world:
-        binary = world.lab.directory / "client"
-        # The first time, the standard library is compiled too.
-        world.lab.run(["go", "build", "-o", binary, _CLIENTS / "client.go"], timeout=180)
-        world.warm()
-        before = world.counters()
-        told = world.run_client(binary, _URL)
-        assert told.strip() == "done", told
-        counted = difference(before, world.counters())
-        assert counted[FAST] > 500, f"of 1,600 requests: {dict(counted)}"
+    binary = world.lab.directory / "client"
+    # The first time, the standard library is compiled too.
+    world.lab.run(["go", "build", "-o", binary, _CLIENTS / "client.go"], timeout=180)
+    world.warm()
+    before = world.counters()
+    told = world.run_client(binary, _URL)
+    assert told.strip() == "done", told
+    counted = difference(before, world.counters())
+    assert counted[FAST] > 500, f"of 1,600 requests: {dict(counted)}"
 
 
-def java() -> None:
+def java(world: World) -> None:
     """HttpClient, whose sockets are AF_INET6 and reach IPv4 as mapped addresses."""
     need("java")
-    _plays("java", str(_CLIENTS / "Client.java"), _URL)
+    _plays(world, "java", str(_CLIENTS / "Client.java"), _URL)
 
 
-def _plays(*argv: str, program_of_python: str = "") -> None:
-    with World() as world:
-        world.warm()
-        before = world.counters()
-        told = world.run_client(*(argv or (sys.executable, "-c", program_of_python)))
-        assert told.strip() == "done", told
-        counted = difference(before, world.counters())
-        assert counted[FAST] > 100, f"of 300 requests or more: {dict(counted)}"
+def _plays(world: World, *argv: str, program_of_python: str = "") -> None:
+    world.warm()
+    before = world.counters()
+    told = world.run_client(*(argv or (sys.executable, "-c", program_of_python)))
+    assert told.strip() == "done", told
+    counted = difference(before, world.counters())
+    assert counted[FAST] > 100, f"of 300 requests or more: {dict(counted)}"
 
 
-def mapped_ip6_sockets() -> None:
+def mapped_ip6_sockets(world: World) -> None:
     """An AF_INET6 socket that reaches the virtual address as ::ffff:a.b.c.d, and sees it as its peer."""
-    with World() as world:
-        world.warm()
-        wire = world.dial(ip6=True)
-        assert wire.socket.getpeername()[:2] == (f"::ffff:{_ADDRESS[0]}", _ADDRESS[1])
-        before = world.counters()
-        for _ in range(20):
-            assert world.get(wire, "/length/100").status == 200
-            assert world.get(wire, slow("/length/100")).by_envoy
-        assert difference(before, world.counters())[FAST] == 20
-        assert world.dial().socket.getpeername() == _ADDRESS
+    world.warm()
+    wire = world.dial(ip6=True)
+    assert wire.socket.getpeername()[:2] == (f"::ffff:{_ADDRESS[0]}", _ADDRESS[1])
+    before = world.counters()
+    for _ in range(20):
+        assert world.get(wire, "/length/100").status == 200
+        assert world.get(wire, slow("/length/100")).by_envoy
+    assert difference(before, world.counters())[FAST] == 20
+    assert world.dial().socket.getpeername() == _ADDRESS
 
 
-def nginx_as_client() -> None:
+def nginx_as_client(world: World) -> None:
     """nginx as a proxy with upstream keep-alive, buffered and not."""
     need("nginx")
-    with World() as world:
-        world.warm()
-        home = world.lab.directory / "nginx"
-        home.mkdir()
-        (home / "nginx.conf").write_text(_nginx(home))
-        nginx = world.lab.start("nginx", [*world.as_client(), "nginx", "-p", str(home), "-c", str(home / "nginx.conf")])
-        world.lab.wait_listening("nginx", *_PROXY)
-        before = world.counters()
-        with Wire(socket.create_connection(_PROXY, 5.0)) as wire:
-            for number in range(300):
-                size = (0, 100, 4096, 70_000, 1_000_000)[number % 5]
-                path = f"{('/buffered', '/direct')[number % 2]}/length/{size}"
-                body, name = payload((0, 10, 20_000)[number % 3], str(number)), f"n{number}"
-                answer = wire.ask(path, method="POST", headers=[("x-id", name)], body=body)
-                check_answer(answer, name, path, body)
-                assert answer.body == payload(size, name), f"{path}: {len(answer.body)} bytes of another body"
-        counted = difference(before, world.counters())
-        world.lab.stop(nginx)  # it keeps its connections
-        assert counted[FAST] > 250, f"of 300 requests: {dict(counted)}"
+    world.warm()
+    home = world.lab.directory / "nginx"
+    home.mkdir()
+    (home / "nginx.conf").write_text(_nginx(home))
+    nginx = world.lab.start("nginx", [*world.as_client(), "nginx", "-p", str(home), "-c", str(home / "nginx.conf")])
+    world.lab.wait_listening("nginx", *_PROXY)
+    before = world.counters()
+    with Wire(socket.create_connection(_PROXY, 5.0)) as wire:
+        for number in range(300):
+            size = (0, 100, 4096, 70_000, 1_000_000)[number % 5]
+            path = f"{('/buffered', '/direct')[number % 2]}/length/{size}"
+            body, name = payload((0, 10, 20_000)[number % 3], str(number)), f"n{number}"
+            answer = wire.ask(path, method="POST", headers=[("x-id", name)], body=body)
+            check_answer(answer, name, path, body)
+            assert answer.body == payload(size, name), f"{path}: {len(answer.body)} bytes of another body"
+    counted = difference(before, world.counters())
+    world.lab.stop(nginx)  # it keeps its connections
+    assert counted[FAST] > 250, f"of 300 requests: {dict(counted)}"
 
 
 def _nginx(home: Path) -> str:
@@ -169,25 +164,23 @@ http {{
 """
 
 
-def wrk() -> None:
+def wrk(world: World) -> None:
     """One second of load on 8 connections, fast and then slow: no error of any kind."""
     need("wrk")
-    with World() as world:
-        world.warm()
-        for path in ("/length/70", slow("/length/70")):
-            before = world.counters()
-            sample = parse_wrk(world.run_client(*wrk_command(_URL + path, 1, 8)))
-            assert sample.errors == 0, sample
-            counted = difference(before, world.counters())
-            print(path, sample, dict(counted))
+    world.warm()
+    for path in ("/length/70", slow("/length/70")):
+        before = world.counters()
+        sample = parse_wrk(world.run_client(*wrk_command(_URL + path, 1, 8)))
+        assert sample.errors == 0, sample
+        counted = difference(before, world.counters())
+        print(path, sample, dict(counted))
 
 
-def hey_without_keep_alive() -> None:
+def hey_without_keep_alive(world: World) -> None:
     """800 connections of one request each, 16 at a time."""
     need("hey")
-    with World() as world:
-        world.warm()
-        words = ("-disable-keepalive", "-n", "800", "-c", "16", "-host", "details:9080", f"{_URL}/length/70")
-        told = world.run_client("hey", *words)
-        assert "[200]\t800 responses" in told, told
-        assert "Error distribution" not in told, told
+    world.warm()
+    words = ("-disable-keepalive", "-n", "800", "-c", "16", "-host", "details:9080", f"{_URL}/length/70")
+    told = world.run_client("hey", *words)
+    assert "[200]\t800 responses" in told, told
+    assert "Error distribution" not in told, told

@@ -131,48 +131,46 @@ def unreachable_ads_server() -> None:
         world.lab.wait("the ADS server", lambda: world.status()["source"]["phase"] == "connected")
 
 
-def documents() -> None:
+def documents(world: World) -> None:
     """`explain -o json` has its fields, the others are objects, the tables have lines, and a workload's end shows."""
-    with World() as world:
-        world.warm()
-        for name in ("status", "routes", "clusters", "endpoints", "workloads"):
-            command = world.mesh.command(name)
-            assert isinstance(json.loads(world.lab.run([*command, "-o", "json"])), dict)
-            assert len(world.lab.run(command).splitlines()) >= 2, name
-        fields = {
-            "virtual_host",
-            "route",
-            "virtual_service",
-            "action",
-            "cluster",
-            "path_upstream",
-            "host_upstream",
-            "status",
-            "carried_by",
-            "reason",
-        }
-        fast = world.mesh.explain("productpage-v1", "GET", "http://details:9080/details/0")
-        assert fields <= set(fast), f"missing: {fields - set(fast)}"
-        assert fast["carried_by"] == "kernel", fast
-        assert fast["virtual_service"].endswith("/details"), fast
-        assert fast["cluster"] == "outbound|9080|v1|details.default.svc.cluster.local", fast
-        odd = world.mesh.explain("productpage-v1", "GET", f"http://details:9080{slow('/details/0')}")
-        assert (odd["carried_by"], odd["reason"], odd["path_upstream"]) == ("envoy", "PATH_NORMALIZATION", "/details/0")
-        code, said, error = _run(*world.mesh.command("explain", "--from", "no-such", "GET", "http://details:9080/"))
-        _one_line((code, said, error), "no-such")
+    world.warm()
+    for name in ("status", "routes", "clusters", "endpoints", "workloads"):
+        command = world.mesh.command(name)
+        assert isinstance(json.loads(world.lab.run([*command, "-o", "json"])), dict)
+        assert len(world.lab.run(command).splitlines()) >= 2, name
+    fields = {
+        "virtual_host",
+        "route",
+        "virtual_service",
+        "action",
+        "cluster",
+        "path_upstream",
+        "host_upstream",
+        "status",
+        "carried_by",
+        "reason",
+    }
+    fast = world.mesh.explain("productpage-v1", "GET", "http://details:9080/details/0")
+    assert fields <= set(fast), f"missing: {fields - set(fast)}"
+    assert fast["carried_by"] == "kernel", fast
+    assert fast["virtual_service"].endswith("/details"), fast
+    assert fast["cluster"] == "outbound|9080|v1|details.default.svc.cluster.local", fast
+    odd = world.mesh.explain("productpage-v1", "GET", f"http://details:9080{slow('/details/0')}")
+    assert (odd["carried_by"], odd["reason"], odd["path_upstream"]) == ("envoy", "PATH_NORMALIZATION", "/details/0")
+    code, said, error = _run(*world.mesh.command("explain", "--from", "no-such", "GET", "http://details:9080/"))
+    _one_line((code, said, error), "no-such")
 
 
-def exec_is_transparent() -> None:
+def exec_is_transparent(world: World) -> None:
     """Exit code, output, input and working directory are the command's; a command that is not there is said."""
-    with World() as world:
-        prefix = world.as_client()
-        assert _run(*prefix, "sh", "-c", "exit 7")[0] == 7
-        code, said, error = _run(*prefix, "sh", "-c", "echo out; pwd; echo err >&2")
-        assert (code, said) == (0, "out\n/\n"), (code, said, error)
-        assert "err\n" in error
-        code, said, error = _run(*prefix, "/no/such/command")
-        assert code in (126, 127), (code, error)
-        assert "/no/such/command" in error
+    prefix = world.as_client()
+    assert _run(*prefix, "sh", "-c", "exit 7")[0] == 7
+    code, said, error = _run(*prefix, "sh", "-c", "echo out; pwd; echo err >&2")
+    assert (code, said) == (0, "out\n/\n"), (code, said, error)
+    assert "err\n" in error
+    code, said, error = _run(*prefix, "/no/such/command")
+    assert code in (126, 127), (code, error)
+    assert "/no/such/command" in error
 
 
 def _one_line(result: tuple[int, str, str], *names: str) -> None:

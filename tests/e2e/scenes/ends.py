@@ -16,17 +16,16 @@ from tests.e2e.world import FAST, Traffic, World, check_answer, slow, until
 _AT_ONCE_S: Final = 0.5
 
 
-def clients_that_leave() -> None:
+def clients_that_leave(world: World) -> None:
     """200 clients that end by FIN, RST or half a close, before, within and after requests and answers."""
     rng = random.Random(12)
-    with World() as world:
-        world.warm()
-        for number in range(200):
-            _leave(world, rng, number)
-        _still_good(world)
-        world.settle()
-        pooled = [backend for backend in world.census().with_role("B") if backend.pool == _pool_of_details(world)]
-        until("connections of the backend that are in the pool", lambda: world.stats()["open"] <= len(pooled) + 1)
+    world.warm()
+    for number in range(200):
+        _leave(world, rng, number)
+    _still_good(world)
+    world.settle()
+    pooled = [backend for backend in world.census().with_role("B") if backend.pool == _pool_of_details(world)]
+    until("connections of the backend that are in the pool", lambda: world.stats()["open"] <= len(pooled) + 1)
 
 
 def _leave(world: World, rng: random.Random, number: int) -> None:
@@ -74,153 +73,145 @@ def _drain(wire: Wire, what: str) -> None:
         raise AssertionError(f"{what}: {error}") from error
 
 
-def half_closed_client() -> None:
+def half_closed_client(world: World) -> None:
     """A client that shuts its sending side after the request is answered in full, then sees the end."""
-    with World() as world:
-        world.warm()
-        for path in ("/length/10", "/length/10?delay=100", "/length/300000", "/chunked/5000", "/eof/5000"):
-            for target in (path, slow(path)):
-                wire = world.dial()
-                name = world.new_id()
-                wire.send(request(target, headers=[("x-id", name)]))
-                wire.socket.shutdown(socket.SHUT_WR)
-                answer = wire.answer()
-                check_answer(answer, name, target)
-                assert answer.body == payload(int(path.split("/")[2].partition("?")[0]), name)
-                assert wire.at_end()
-                wire.close()
+    world.warm()
+    for path in ("/length/10", "/length/10?delay=100", "/length/300000", "/chunked/5000", "/eof/5000"):
+        for target in (path, slow(path)):
+            wire = world.dial()
+            name = world.new_id()
+            wire.send(request(target, headers=[("x-id", name)]))
+            wire.socket.shutdown(socket.SHUT_WR)
+            answer = wire.answer()
+            check_answer(answer, name, target)
+            assert answer.body == payload(int(path.split("/")[2].partition("?")[0]), name)
+            assert wire.at_end()
+            wire.close()
 
 
-def reads_late_after_half_close() -> None:
+def reads_late_after_half_close(world: World) -> None:
     """The answer waits for a client that has shut its sending side and does not read for a while."""
-    with World() as world:
-        world.warm()
-        wire = world.dial()
-        wire.send(request("/length/300000", headers=[("x-id", "late")]))
-        wire.socket.shutdown(socket.SHUT_WR)
-        until("the backend's answer", lambda: world.stats()["requests"] >= 2)
-        time.sleep(0.7)  # not a wait for something: the client is late by this
-        assert wire.answer().body == payload(300_000, "late")
-        assert wire.at_end()
+    world.warm()
+    wire = world.dial()
+    before = world.stats()["requests"]
+    wire.send(request("/length/300000", headers=[("x-id", "late")]))
+    wire.socket.shutdown(socket.SHUT_WR)
+    until("the backend's answer", lambda: world.stats()["requests"] > before)
+    time.sleep(0.7)  # not a wait for something: the client is late by this
+    assert wire.answer().body == payload(300_000, "late")
+    assert wire.at_end()
 
 
-def backend_ends_before_the_first_byte() -> None:
+def backend_ends_before_the_first_byte(world: World) -> None:
     """503 as Envoy gives it, at once, and the client's connection goes on."""
-    with World() as world:
-        wire = world.dial()
-        world.warm(wire)
-        for query in ("", "?reset=1", "?delay=50"):
-            truth = _envoy_answer(world, f"/none{query}")
-            before = world.counters()
-            start = time.monotonic()
-            answer = wire.ask(f"/none{query}")
-            took = time.monotonic() - start
-            assert difference(before, world.counters()) == {FAST: 1}, "this was not the kernel's"
-            _same(answer, truth, f"/none{query}")
-            assert took < _AT_ONCE_S, f"the 503 took {took:.3f} s"
-            assert world.get(wire, "/length/20").status == 200
-            assert world.get(wire, slow("/length/20")).by_envoy
+    wire = world.dial()
+    world.warm(wire)
+    for query in ("", "?reset=1", "?delay=50"):
+        truth = _envoy_answer(world, f"/none{query}")
+        before = world.counters()
+        start = time.monotonic()
+        answer = wire.ask(f"/none{query}")
+        took = time.monotonic() - start
+        assert difference(before, world.counters()) == {FAST: 1}, "this was not the kernel's"
+        _same(answer, truth, f"/none{query}")
+        assert took < _AT_ONCE_S, f"the 503 took {took:.3f} s"
+        assert world.get(wire, "/length/20").status == 200
+        assert world.get(wire, slow("/length/20")).by_envoy
 
 
-def backend_ends_before_a_head_answer() -> None:
+def backend_ends_before_a_head_answer(world: World) -> None:
     """The same to HEAD: no body."""
-    with World() as world:
+    wire = world.dial()
+    world.warm(wire)
+    answer = wire.ask("/none", method="HEAD")
+    assert answer.status == 503
+    assert answer.by_envoy
+    assert world.get(wire, "/length/20").status == 200, "a body followed the answer to HEAD"
+
+
+def backend_ends_within_the_upload(world: World) -> None:
+    """A backend that is gone while the body is sent: an answer or the end, soon; and no request of others is hurt."""
+    for size in (5_000, 3_000_000):
+        for target in ("/early/413", "/none"):
+            wire = world.dial()
+            world.warm(wire)
+            outcome: object
+            try:
+                outcome = wire.ask(target, method="POST", body=payload(size)).status
+            except TimeoutError:
+                raise AssertionError(f"{target}, {size} bytes: it hangs") from None
+            except (OSError, Truncated) as error:
+                outcome = type(error).__name__
+            print(target, size, outcome)
+            wire.close()
+    with world.dial() as wire:
+        assert world.get(wire, "/length/20").status == 200
+
+
+def backend_ends_in_mid_response(world: World) -> None:
+    """The client sees the truncation at once."""
+    for path in (
+        "/part/1000?sent=100",
+        "/part/1000?sent=0",
+        "/part/1000?sent=999",
+        "/part/2000000?sent=1000000",
+        "/part/1000?sent=100&reset=1",
+        "/part-chunked",
+    ):
         wire = world.dial()
         world.warm(wire)
-        answer = wire.ask("/none", method="HEAD")
-        assert answer.status == 503
-        assert answer.by_envoy
-        assert world.get(wire, "/length/20").status == 200, "a body followed the answer to HEAD"
+        start = time.monotonic()
+        try:
+            answer: Answer | None = wire.ask(path)
+        except (Truncated, ConnectionError):
+            answer = None
+        except TimeoutError:
+            raise AssertionError(f"{path}: the client hangs") from None
+        assert answer is None, f"{path}: a whole answer: {answer}"
+        took = time.monotonic() - start
+        assert took < _AT_ONCE_S, f"{path}: seen only after {took:.3f} s"
+        wire.close()
 
 
-def backend_ends_within_the_upload() -> None:
-    """A backend that is gone while the body is sent: an answer or the end, soon; and no request of others is hurt."""
-    with World() as world:
-        for size in (5_000, 3_000_000):
-            for target in ("/early/413", "/none"):
-                wire = world.dial()
-                world.warm(wire)
-                outcome: object
-                try:
-                    outcome = wire.ask(target, method="POST", body=payload(size)).status
-                except TimeoutError:
-                    raise AssertionError(f"{target}, {size} bytes: it hangs") from None
-                except (OSError, Truncated) as error:
-                    outcome = type(error).__name__
-                print(target, size, outcome)
-                wire.close()
-        with world.dial() as wire:
-            assert world.get(wire, "/length/20").status == 200
-
-
-def backend_ends_in_mid_response() -> None:
-    """The client sees the truncation at once."""
-    with World() as world:
-        for path in (
-            "/part/1000?sent=100",
-            "/part/1000?sent=0",
-            "/part/1000?sent=999",
-            "/part/2000000?sent=1000000",
-            "/part/1000?sent=100&reset=1",
-            "/part-chunked",
-        ):
-            wire = world.dial()
-            world.warm(wire)
-            start = time.monotonic()
-            try:
-                answer: Answer | None = wire.ask(path)
-            except (Truncated, ConnectionError):
-                answer = None
-            except TimeoutError:
-                raise AssertionError(f"{path}: the client hangs") from None
-            assert answer is None, f"{path}: a whole answer: {answer}"
-            took = time.monotonic() - start
-            assert took < _AT_ONCE_S, f"{path}: seen only after {took:.3f} s"
-            wire.close()
-
-
-def backend_sends_too_much() -> None:
+def backend_sends_too_much(world: World) -> None:
     """Bytes behind an answer never reach the next request, of this client or of another."""
-    with World() as world:
-        world.warm()
-        for size in (0, 50, 100_000):
-            wire, other = world.dial(), world.dial()
-            answer = world.get(wire, f"/extra/{size}")
-            assert answer.body == payload(size, answer.headers["x-id"])
-            for turn in range(5):
-                for each in (wire, other):
-                    try:
-                        assert world.get(each, f"/length/{turn}").status == 200
-                    except (Truncated, ConnectionError):
-                        assert each is wire, "a client that had nothing to do with it lost its connection"
+    world.warm()
+    for size in (0, 50, 100_000):
+        wire, other = world.dial(), world.dial()
+        answer = world.get(wire, f"/extra/{size}")
+        assert answer.body == payload(size, answer.headers["x-id"])
+        for turn in range(5):
             for each in (wire, other):
-                each.close()
+                try:
+                    assert world.get(each, f"/length/{turn}").status == 200
+                except (Truncated, ConnectionError):
+                    assert each is wire, "a client that had nothing to do with it lost its connection"
+        for each in (wire, other):
+            each.close()
 
 
-def backend_sends_nonsense() -> None:
+def backend_sends_nonsense(world: World) -> None:
     """What is not HTTP/1.1 is not handed on: Envoy's answer or the end, no hang."""
-    with World() as world:
-        for path in ("/malformed", slow("/malformed")):
-            wire = world.dial()
-            world.warm(wire)
-            try:
-                answer: Answer | None = wire.ask(path)
-            except (Truncated, ConnectionError):
-                answer = None
-            assert answer is None or answer.status == 502 or answer.status == 503, answer
-            wire.close()
-
-
-def backend_ends_while_idle() -> None:
-    """A server that closes its idle connections, as after a keep-alive timeout: the next request does not notice."""
-    with World() as world:
+    for path in ("/malformed", slow("/malformed")):
         wire = world.dial()
-        for _ in range(20):
-            world.warm(wire)
-            with Wire(socket.create_connection(("127.1.2.1", 9080), 5.0)) as direct:
-                assert direct.ask("/drop").status == 200
-            answer = world.get(wire, "/length/30")
-            assert answer.status == 200, answer
+        world.warm(wire)
+        try:
+            answer: Answer | None = wire.ask(path)
+        except (Truncated, ConnectionError):
+            answer = None
+        assert answer is None or answer.status == 502 or answer.status == 503, answer
+        wire.close()
+
+
+def backend_ends_while_idle(world: World) -> None:
+    """A server that closes its idle connections, as after a keep-alive timeout: the next request does not notice."""
+    wire = world.dial()
+    for _ in range(20):
+        world.warm(wire)
+        with Wire(socket.create_connection(("127.1.2.1", 9080), 5.0)) as direct:
+            assert direct.ask("/drop").status == 200
+        answer = world.get(wire, "/length/30")
+        assert answer.status == 200, answer
 
 
 def backend_killed_under_load() -> None:

@@ -123,7 +123,11 @@ def envoy_killed() -> None:
             answers: list[Answer] = []
 
             def again() -> bool:
+                nonlocal wire
                 answers.append(wire.ask(slow("/length/10")))
+                if answers[-1].closes:
+                    assert wire.at_end()
+                    wire = world.dial()
                 return answers[-1].status == 200
 
             until("an answer by Envoy", again, 10.0)
