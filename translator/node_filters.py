@@ -109,8 +109,15 @@ def access_logs(logs: Any, scope: Scope) -> None:
 
 
 def tracing(manager: Any, scope: Scope) -> None:
-    """Keep a connection manager's tracing provider if its collector is a cluster of the view."""
+    """Keep a connection manager's tracing if its collector is a cluster of the view.
+
+    Without a provider no span leaves, but Envoy would still decide and keep a span's record for every request.
+    """
+    if not manager.HasField("tracing"):
+        return
     if not manager.tracing.HasField("provider"):
+        scope.note("without tracing settings, since they name no provider", harmless=True)
+        manager.ClearField("tracing")
         return
     packed = manager.tracing.provider.typed_config
     kind = type_name(packed)
@@ -120,7 +127,7 @@ def tracing(manager: Any, scope: Scope) -> None:
         TRACERS[kind](packed, scope, "")
     except Malformed as error:
         scope.note(f"without its tracing provider ({error.why})")
-        manager.tracing.ClearField("provider")
+        manager.ClearField("tracing")
 
 
 # -- access logs and tracers -------------------------------------------------------------------------------------------

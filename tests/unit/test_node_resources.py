@@ -382,7 +382,7 @@ def test_a_tracing_provider_that_cannot_be_reached_is_left_out() -> None:
 
     result = with_manager(change)
     ((_, manager),) = connection_managers(get(result, LDS, "v~l"))
-    assert not manager.tracing.HasField("provider")
+    assert not manager.HasField("tracing")
     assert told(result, "tracing provider (Tracer)") == ["l"]
 
 
