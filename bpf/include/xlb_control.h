@@ -13,7 +13,7 @@ static __always_inline void xlb_control_queue(struct xlb_request *request)
 
 	request->flags = conn ? conn->in_flight : 0;
 	request->arg = sk ? (__u32)sk->sk_backlog.rmem_alloc.counter : ~0u;
-	request->pad = sk ? (__u32)sk->__sk_common.skc_refcnt.refs.counter : 0;
+	request->references = sk ? (__u32)sk->__sk_common.skc_refcnt.refs.counter : 0;
 }
 
 static __always_inline void xlb_control_target(struct xlb_request *request)

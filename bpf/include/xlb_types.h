@@ -404,7 +404,8 @@ struct xlb_event {
 /* ---- what the keeper asks of the programs (SEC("syscall") xlb_control, BPF_PROG_TEST_RUN with ctx_in) -------------
  * State is changed by programs only, with atomics: user space would overwrite what they write meanwhile. */
 enum xlb_op {
-	XLB_OP_QUEUE = 1, /* client -> arg: bytes in its receive queue, ~0 if it is gone; flags: in_flight; view... */
+	XLB_OP_QUEUE = 1, /* client -> arg: bytes in its receive queue, ~0 if it is gone; flags: in_flight;
+			   * references: to its socket */
 	XLB_OP_TARGET,	/* backend = cookie of an X: it injects into `client` from now on (0: nobody); flags 1: what it
 			     * sends next completes a spilled response, so clear the client's in_flight */
 	XLB_OP_TAKE,	/* the client of a dead B is now ours; arg: 1 if it still was B's */
@@ -422,7 +423,7 @@ struct xlb_request {
 	__u64 client;
 	__u64 backend;
 	__u32 arg;
-	__u32 pad;
+	__u32 references; /* QUEUE, out */
 };
 
 #endif

@@ -9,14 +9,14 @@ from typing import Final
 
 from xlb.keeper.accepted import Accepted
 from xlb.keeper.inject import Tools
-from xlb.keeper.kernel import GONE
 from xlb.keeper.loop import complain
 
 _TICK: Final = 0.002  # seconds between looks
 _FIRST_LOOK: Final = 0.001  # seconds; nearly all clients have closed by themselves then
-# Seconds after which the response must be in C's queue, or has been read: a program tells of the last byte just before
-# the kernel moves it.
-_CERTAIN: Final = 0.005
+# A program tells of the last byte just before the kernel moves it into C's queue, and while it does so it holds a
+# reference to C.  So a C with no more references than one that is left alone has got everything; how many those are is
+# learnt.  Timers hold one too (keep-alive probes): then these many seconds must do.
+_CERTAIN: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Endings:
         self._young: deque[_Ending] = deque()
         self._old: deque[_Ending] = deque()
         self._scheduled = False
+        self._at_rest = 0  # references to a C that is left alone; 0: not known yet
 
     def add(self, client: int, fd: int = -1) -> None:
         """End the connection of C `client` when it has what was sent to it.
@@ -77,11 +78,13 @@ class Endings:
 
     def _look(self, ending: _Ending, certain: bool) -> None:
         try:
-            queued, _ = self._tools.kernel.queue(ending.client)
-            if queued == GONE:
+            references = self._tools.kernel.references(ending.client)
+            if certain and references:
+                self._at_rest = min(self._at_rest or references, references)
+            if not references:
                 if self._holds(ending):
                     self._accepted.drop(ending.fd)
-            elif queued or certain:
+            elif certain or references <= self._at_rest:
                 if ending.fd < 0:
                     self.end_now(ending.client)
                 elif self._holds(ending):

@@ -309,6 +309,11 @@ class Kernel:
         queued = self._run(self.codes.op.queue, client=cookie)
         return queued, bool(self._request.flags)
 
+    def references(self, cookie: int) -> int:
+        """How many references the kernel holds to a connection's socket; 0: it is no more."""
+        gone = self._run(self.codes.op.queue, client=cookie) == GONE
+        return 0 if gone else int(self._request.references)
+
     def target(self, injector: int, cookie: int, last: bool = False) -> bool:
         """What is written on X `injector` goes to `cookie` (0: nobody).  False: the programs do not know X.
 

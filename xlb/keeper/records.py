@@ -87,6 +87,7 @@ class RequestRecord(Protocol):
     client: int
     backend: int
     arg: int
+    references: int
 
 
 class OwnRecord(Protocol):
