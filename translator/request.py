@@ -36,6 +36,7 @@ class Request:
 _SAFE_PATH: Final = re.compile(r"[A-Za-z0-9\-_.~!$&'()*+,;=:@/]*")
 _SAFE_QUERY: Final = re.compile(r"[\x21-\x22\x24-\x7e]*")
 _HOST: Final = re.compile(r"[A-Za-z0-9.\-_]+(:[0-9]+)?")
+_LONGEST_BODY: Final = 1 << 62
 _CONNECTION_OPTIONS: Final = frozenset({"", "close", "keep-alive"})
 _HOP_BY_HOP: Final = frozenset({"te", "proxy-connection"})
 
@@ -57,7 +58,7 @@ def head_reason(request: Request, names: frozenset[str], limits: Limits) -> Reas
        case: Envoy's isGrpcRequestHeaders): GRPC.  `host` that is not NAME or NAME:DIGITS with NAME of `A-Za-z0-9.-_`:
        HOST_HEADER.  After that, a name in `names` for the second time: REPEATED_HEADER.
     3. After the last line: not exactly one Host: HOST_HEADER.  Then framing: `content-length` more than once, not
-       all digits or along with transfer-encoding: AMBIGUOUS_FRAMING; `transfer-encoding` more than once or other than
+       1 to 19 digits, above 2^62 or along with transfer-encoding: AMBIGUOUS_FRAMING; `transfer-encoding` more than once or other than
        "chunked" (any case): TRANSFER_CODING.
 
     :param names: header names (lower case) that routes of the image look at
@@ -89,11 +90,15 @@ def head_reason(request: Request, names: frozenset[str], limits: Limits) -> Reas
             codings.append(value)
     if hosts != 1:
         return Reason.HOST_HEADER
-    if len(lengths) > 1 or (lengths and codings) or any(not re.fullmatch("[0-9]+", n) for n in lengths):
+    if len(lengths) > 1 or (lengths and codings) or any(not _is_length(n) for n in lengths):
         return Reason.AMBIGUOUS_FRAMING
     if len(codings) > 1 or any(coding.lower() != "chunked" for coding in codings):
         return Reason.TRANSFER_CODING
     return Reason.NONE
+
+
+def _is_length(value: str) -> bool:
+    return re.fullmatch("[0-9]{1,19}", value) is not None and int(value) <= _LONGEST_BODY
 
 
 def _request_line_reason(request: Request) -> Reason:
