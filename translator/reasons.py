@@ -43,6 +43,7 @@ class Reason(IntEnum):
     PARTIAL_WRITE = 55  # the kernel's position in the stream is not certain any more
     BACK_PRESSURE = 56
     NO_STATE = 57  # connection state could not be kept (map full)
+    BYPASSED = 58  # `xlb bypass` says so
 
     # 70-99: the rule's match cannot be decided exactly by the kernel.
     MATCH_REGEX = 70

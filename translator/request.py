@@ -58,8 +58,8 @@ def head_reason(request: Request, names: frozenset[str], limits: Limits) -> Reas
        case: Envoy's isGrpcRequestHeaders): GRPC.  `host` that is not NAME or NAME:DIGITS with NAME of `A-Za-z0-9.-_`:
        HOST_HEADER.  After that, a name in `names` for the second time: REPEATED_HEADER.
     3. After the last line: not exactly one Host: HOST_HEADER.  Then framing: `content-length` more than once, not
-       1 to 19 digits, above 2^62 or along with transfer-encoding: AMBIGUOUS_FRAMING; `transfer-encoding` more than once or other than
-       "chunked" (any case): TRANSFER_CODING.
+       1 to 19 digits, above 2^62 or along with transfer-encoding: AMBIGUOUS_FRAMING; `transfer-encoding` more than
+       once or other than "chunked" (any case): TRANSFER_CODING.
 
     :param names: header names (lower case) that routes of the image look at
     """

@@ -18,6 +18,8 @@ from bpf.libbpf import BpfError
 from xds_server.grpc_options import claim_unix_path
 from xlb import documents
 from xlb.agent import Agent
+from xlb.bypass import BypassError
+from xlb.bypass import from_document as bypass_from_document
 from xlb.cgroups import CgroupError
 from xlb.documents import Document
 from xlb.identity import DEFAULT_NAMESPACE, IdentityError, from_document
@@ -49,9 +51,13 @@ class Admin:
             ("/endpoints", self._endpoints),
             ("/workloads", self._workloads),
             ("/explain", self._explain),
+            ("/top", self._top),
+            ("/bypasses", self._bypasses),
         ):
             app.router.add_get(path, handler)
         app.router.add_post("/workloads", self._register)
+        app.router.add_post("/bypasses", self._bypass)
+        app.router.add_post("/bypasses/remove", self._end_bypass)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         socket_path = self._agent.paths.admin
@@ -83,6 +89,9 @@ class Admin:
     async def _workloads(self, request: web.Request) -> web.Response:
         return _json(documents.workloads(self._agent))
 
+    async def _top(self, request: web.Request) -> web.Response:
+        return _json(await documents.top(self._agent, self._version))
+
     async def _explain(self, request: web.Request) -> web.Response:
         # The evaluator brings RE2 along, which nothing else of the agent needs.
         from xlb.explain import ExplainError, explain, request_of
@@ -101,7 +110,37 @@ class Admin:
         except ExplainError as error:
             return _error(400, str(error))
         told = await asyncio.to_thread(explain, rules, wanted)
-        return _json({"view": view.name, "captured_folder": view.state.control_plane.id, **told})
+        switched = documents.switched(self._agent, view, wanted.to, told)
+        return _json({"view": view.name, "captured_folder": view.state.control_plane.id, **told, **switched})
+
+    async def _bypasses(self, request: web.Request) -> web.Response:
+        return _json(documents.bypasses(self._agent))
+
+    async def _bypass(self, request: web.Request) -> web.Response:
+        try:
+            document = json.loads(await request.read())
+            wanted = bypass_from_document(document)
+        except (BypassError, ValueError) as error:
+            return _error(400, str(error))
+        try:
+            left = await self._agent.bypass(wanted, established=document.get("established") is True)
+        except BpfError as error:
+            return _error(503, f"cannot switch: {error}")
+        known = any(wanted.workload in (None, str(one.identity)) for one in self._agent.workloads)
+        return _json({**wanted.document(), "text": str(wanted), "established": left, "known": known})
+
+    async def _end_bypass(self, request: web.Request) -> web.Response:
+        try:
+            wanted = bypass_from_document(json.loads(await request.read()))
+        except (BypassError, ValueError) as error:
+            return _error(400, str(error))
+        try:
+            ended = await self._agent.end_bypass(wanted)
+        except BpfError as error:
+            return _error(503, f"cannot switch: {error}")
+        if not ended:
+            return _error(404, "there is no such bypass: see `xlb bypass list`")
+        return _json(wanted.document())
 
     async def _register(self, request: web.Request) -> web.Response:
         try:

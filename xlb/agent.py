@@ -8,6 +8,7 @@ import gc
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +20,17 @@ from translator.envoy import EnvoyOptions, MtlsEndpoints
 from xlb import config, state
 from xlb.addresses import AddressError
 from xlb.apply import Applier
+from xlb.bypass import Bypass
 from xlb.cgroups import CgroupError
 from xlb.envoy_link import EnvoyLink
 from xlb.identity import Identity, Wanted
 from xlb.keeper_process import KeeperError
 from xlb.numbering import Numbering
 from xlb.parts import Ends, Parts, PartsError, Paths, keeper_lives, make_parts
+from xlb.shared import Shared
 from xlb.supervisor import SupervisorError
+from xlb.switch_maps import SwitchMaps
+from xlb.switches import Switches
 from xlb.timings import Timings
 from xlb.view import View
 from xlb.workloads import Registered, Workloads, identity_of
@@ -76,7 +81,10 @@ class Agent:
             save=self._save,
             refresh_keeper=self._refresh.set,
         )
-        self.workloads = Workloads(parts.cgroups, parts.kernel)
+        self.shared = Shared(parts.data_path)
+        self.switches = Switches(SwitchMaps(parts.data_path, self.shared))
+        self._switching = asyncio.Lock()
+        self.workloads = Workloads(parts.cgroups, parts.kernel, self.switches)
 
     @classmethod
     async def start(cls, settings: config.AgentConfig) -> Agent:
@@ -104,6 +112,7 @@ class Agent:
         left = self.parts.left
         if left is not None:
             self._numbering.restore(left, time.monotonic())
+            self.switches.restore(left.bypasses)
         if not self._recover(left):
             await self._link.serve()
         await self.parts.envoy.start()
@@ -126,6 +135,7 @@ class Agent:
             self.workloads.add(identity, self._view(identity, recovered=True), saved.folder, saved.number)
             recovered += 1
         self.workloads.forget_strangers()
+        self.workloads.switch()
         known = {view.name for view in self._views.values()}
         gone = self._numbering.free_strangers(self._views, known, time.monotonic())
         self.parts.kernel.swap_captures({index: {} for index in gone})
@@ -157,6 +167,11 @@ class Agent:
         """The number of an endpoint's pool of connections; None if the kernel sends nothing there."""
         return self._numbering.pools.get((address, port))
 
+    @property
+    def first_envoy_pool(self) -> int:
+        """From this number on pools are the keeper's own, of connections to Envoy."""
+        return self.parts.kernel.sizes.pools
+
     def counters(self, view: View) -> dict[str, int]:
         """Requests of a view by reason, since the view exists."""
         before = view.counted_before
@@ -177,6 +192,33 @@ class Agent:
             self._save()
         self.workloads.expect(found, pid)
         return found
+
+    async def bypass(self, bypass: Bypass, *, established: bool) -> int:
+        """Add an off-switch, in force at once for new connections.
+
+        :param established: have the established ones that it covers go to Envoy from their next request on
+        :returns: how many of those there were
+        Raises BpfError.
+        """
+        async with self._switching:
+            self.switches.add(bypass, self.workloads.subjects())
+            self._save()
+            _log.info("bypass_added", bypass=str(bypass))
+            return await self._leave(bypass, leave=True) if established else 0
+
+    async def end_bypass(self, bypass: Bypass) -> bool:
+        """Remove the off-switch of the same workload and port: whether there was one.  Raises BpfError."""
+        async with self._switching:
+            if not self.switches.remove(bypass, self.workloads.subjects()):
+                return False
+            self._save()
+            _log.info("bypass_removed", workload=bypass.workload, port=bypass.port)
+            await self._leave(bypass, leave=False)
+            return True
+
+    async def _leave(self, bypass: Bypass, *, leave: bool) -> int:
+        names = {view.index: f"{view.identity.namespace}/{view.identity.name}" for view in self._views.values()}
+        return await self.switches.leave(bypass, names, leave=leave)
 
     def _view(self, identity: Identity, *, recovered: bool = False) -> View:
         found = self._views.get(identity.key)
@@ -217,7 +259,10 @@ class Agent:
             _log.exception("view_not_removed", view=view.name)
 
     def _save(self) -> None:
-        saved = self._numbering.save(self.parts.address, tuple(one.state() for one in self.workloads))
+        saved = replace(
+            self._numbering.save(self.parts.address, tuple(one.state() for one in self.workloads)),
+            bypasses=tuple(bypass.document() for bypass in self.switches.bypasses),
+        )
         try:
             state.save(self.paths.state, saved)
         except OSError as error:

@@ -97,6 +97,14 @@ def _end(number: int, frame: object) -> NoReturn:
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="May be given several times.")
 @click.option("--ip", metavar="IP", help="Its address [default: that of the running workload of this name].")
 @click.option("--service-account", metavar="SA")
+@click.option(
+    "--annotation",
+    "annotations",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="May be given several times.  Honoured are sidecar.istio.io/inject=false and those of "
+    "traffic.sidecar.istio.io/ for outbound ports and IP ranges.",
+)
 @click.option("--no-wait", is_flag=True, help="Do not wait (up to 5 s) for its configuration.")
 @_run_dir
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
@@ -106,6 +114,7 @@ def exec_command(
     labels: Sequence[str],
     ip: str | None,
     service_account: str | None,
+    annotations: Sequence[str],
     no_wait: bool,
     run_dir: Path | None,
     command: Sequence[str],
@@ -114,12 +123,12 @@ def exec_command(
     from xlb.identity import IdentityError, wanted
     from xlb.run_workload import WAIT_S, ClientError, Request, RunError, become, join
 
-    pairs = _labels(labels)
+    pairs, notes = _pairs(labels, "--label"), _pairs(annotations, "--annotation")
     try:
-        wanted(name, namespace, pairs, service_account, ip)
+        wanted(name, namespace, pairs, service_account, ip, notes)
     except IdentityError as error:
         raise click.UsageError(str(error)) from None
-    request = Request(name, namespace, pairs, service_account, ip)
+    request = Request(name, namespace, pairs, service_account, ip, notes)
     try:
         warning = join(_client(run_dir), request, 0.0 if no_wait else WAIT_S)
         if warning:
@@ -131,12 +140,12 @@ def exec_command(
         _fail(str(error), error.code)
 
 
-def _labels(labels: Sequence[str]) -> dict[str, str]:
+def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
-    for label in labels:
-        key, equals, value = label.partition("=")
+    for text in texts:
+        key, equals, value = text.partition("=")
         if not equals or not key:
-            raise click.BadParameter(f"{label!r} is not KEY=VALUE", param_hint="--label")
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint=option)
         pairs[key] = value
     return pairs
 
@@ -177,6 +186,114 @@ def explain_command(
             raise click.BadParameter(f"{header!r} is not 'NAME: VALUE'", param_hint="-H")
         query.append(("header", f"{name.strip()}:{value.strip()}"))
     _show(_get(run_dir, "explain", query), "explanation", output)
+
+
+@main.command("top")
+@click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="One table (or document) over one interval, and out.")
+@_run_dir
+@_output
+def top_command(interval: float, once: bool, run_dir: Path | None, output: str) -> None:
+    """What happens now: requests/s by view, kernel or Envoy and why, pools.  With -o json: a document a line."""
+    import shutil
+    import sys
+    import time
+
+    from xlb.top import rates, render, screen
+
+    redraw = output == "table" and not once and sys.stdout.isatty()
+    try:
+        before = _get(run_dir, "top", ())
+        while True:
+            time.sleep(interval)
+            after = _get(run_dir, "top", ())
+            told = rates(before, after)
+            if output == "json":
+                click.echo(json.dumps(told))
+            elif redraw:
+                size = shutil.get_terminal_size()
+                click.echo(screen(render(told), size.columns, size.lines), nl=False)
+            else:
+                click.echo(render(told))
+            if once:
+                return
+            before = after
+    except KeyboardInterrupt:
+        return
+
+
+@main.group("bypass")
+def bypass_group() -> None:
+    """Off-switches, in force at once for new connections; they stay over restarts of the agent."""
+
+
+def _switch(function: Callable[..., None]) -> Callable[..., None]:
+    """What a bypass is of."""
+    function = click.option("--port", type=click.IntRange(1, 65535), help="Connections to this port [default: all].")(
+        function
+    )
+    return click.option("--workload", metavar="NS/NAME", help="Of this workload [default: of all, with --port].")(
+        function
+    )
+
+
+@bypass_group.command("add")
+@_switch
+@click.option(
+    "--to",
+    type=click.Choice(["direct", "envoy"]),
+    default="direct",
+    show_default=True,
+    help="Plain TCP to where the client says, or straight to Envoy with its rules.",
+)
+@click.option("--established", is_flag=True, help="Established ones too: they are Envoy's from their next request on.")
+@_run_dir
+def bypass_add(workload: str | None, port: int | None, to: str, established: bool, run_dir: Path | None) -> None:
+    """Take connections of a workload, to a port, or both off the kernel's way."""
+    asked = {**_checked(workload, port, to), "established": established}
+    told = _post(run_dir, "bypasses", asked)
+    rest = f"; {told['established']} established ones go to Envoy from their next request on" if established else ""
+    click.echo(told["text"] + rest)
+    if not told["known"]:
+        click.echo(f"Warning: no workload {told['workload']} is registered now; it holds when one is", err=True)
+
+
+@bypass_group.command("remove")
+@_switch
+@_run_dir
+def bypass_remove(workload: str | None, port: int | None, run_dir: Path | None) -> None:
+    """Remove the bypass of the same workload and port.
+
+    What it has sent to Envoy of established connections stays there until they end.
+    """
+    _post(run_dir, "bypasses/remove", _checked(workload, port, "direct"))
+
+
+@bypass_group.command("list")
+@_run_dir
+@_output
+def bypass_list(run_dir: Path | None, output: str) -> None:
+    """All bypasses."""
+    _show(_get(run_dir, "bypasses", ()), "bypasses", output)
+
+
+def _checked(workload: str | None, port: int | None, to: str) -> dict[str, Any]:
+    from xlb.bypass import BypassError, from_document
+
+    try:
+        return from_document({"workload": workload, "port": port, "to": to}).document()
+    except BypassError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _post(run_dir: Path | None, what: str, document: dict[str, Any]) -> dict[str, Any]:
+    from xlb.client import ClientError
+
+    try:
+        told: dict[str, Any] = _client(run_dir).post(what, document)
+    except ClientError as error:
+        _fail(str(error))
+    return told
 
 
 def _client(run_dir: Path | None) -> Any:

@@ -11,8 +11,12 @@ from translator.reasons import Reason
 from xds_server.client import Phase
 from xds_server.resources import label_of
 from xlb.agent import Agent
+from xlb.bypass import To
+from xlb.keeper_process import KeeperError
 from xlb.prepare import Prepared
 from xlb.supervisor import State
+from xlb.tables import socket_address
+from xlb.top import pools
 from xlb.view import View
 
 Document = dict[str, Any]
@@ -33,11 +37,35 @@ def status(agent: Agent, version: str) -> Document:
         "envoy": _process(agent.parts.envoy.state) | {"connected": agent.envoy_connected},
         "source": _source(agent.settings.ads, views),
         "views": [_view(agent, view) for view in views],
+        "bypasses": [bypass.document() for bypass in agent.switches.bypasses],
+        "lost_events": agent.shared.lost_events,
         "push": {
             "count": agent.timings.count,
             "p50_ms": agent.timings.percentile_ms(50),
             "p99_ms": agent.timings.percentile_ms(99),
         },
+    }
+
+
+async def top(agent: Agent, version: str) -> Document:
+    """One look for `xlb top`, which shows what changes from one to the next."""
+    keeper: Document | None = None
+    error = ""
+    try:
+        keeper = dict(await agent.parts.keeper.ask("status"))
+    except (OSError, KeeperError) as problem:
+        error = str(problem)
+    told = status(agent, version)
+    names = {f"{socket_address(row)}": row["workload"] for row in endpoints(agent)["endpoints"]}
+    return {
+        "time_s": time.monotonic(),
+        "views": told["views"],
+        "push": told["push"],
+        "bypasses": told["bypasses"],
+        "lost_events": told["lost_events"],
+        "keeper": keeper,
+        "keeper_error": error,
+        "pools": pools(keeper, agent.shared.pool, names, agent.first_envoy_pool) if keeper is not None else [],
     }
 
 
@@ -74,7 +102,8 @@ def _view(agent: Agent, view: View) -> Document:
     return {
         "name": view.name,
         "index": view.index,
-        "workloads": [str(one.identity) for one in agent.workloads.of_view(view)],
+        # Once each: those that differ in annotations only share their view.
+        "workloads": [*dict.fromkeys(str(one.identity) for one in agent.workloads.of_view(view))],
         "version": snapshot.version if snapshot is not None else None,
         "connected": view.state.phase is Phase.CONNECTED,
         "error": view.state.error,
@@ -106,12 +135,45 @@ def workloads(agent: Agent) -> Document:
                 "ip": one.identity.ip,
                 "view": one.view.name,
                 "in_force": one.view.prepared is not None,
+                "annotations": dict(one.identity.annotations),
+                "bypasses": [bypass.document() for bypass in agent.switches.bypasses_of(str(one.identity))],
                 "cgroup": str(one.folder),
                 "pids": one.processes,
             }
             for one in agent.workloads
         ]
     }
+
+
+def bypasses(agent: Agent) -> Document:
+    known = {str(one.identity) for one in agent.workloads}
+    return {
+        "bypasses": [
+            {**one.document(), "known": one.workload is None or one.workload in known}
+            for one in agent.switches.bypasses
+        ]
+    }
+
+
+def switched(agent: Agent, view: View, to: tuple[str, int], told: Document) -> Document:
+    """What `explain` says of off-switches: what keeps a connection from being captured as the rules have it.
+
+    `annotation` is the name of one, `bypass` a document; where they decide, `carried_by` is "direct" or "envoy".
+
+    :param told: the explanation without them
+    """
+    address, port = to
+    identity = next((one.identity for one in agent.workloads.of_view(view)), view.identity)
+    annotation = identity.redirection.keeps_out(None if address in ("0.0.0.0", "::") else address, port)
+    bypass = agent.switches.of(str(identity), port) if annotation is None else None
+    made: Document = {"annotation": annotation, "bypass": bypass.document() if bypass is not None else None}
+    if told["listener"] is None:
+        return made  # not captured anyhow
+    if annotation is not None or (bypass is not None and bypass.to is To.DIRECT):
+        made["carried_by"] = "direct"
+    elif bypass is not None and told["carried_by"] == "kernel":
+        made |= {"carried_by": "envoy", "reason": Reason.BYPASSED.name}
+    return made
 
 
 def routes(agent: Agent) -> Document:

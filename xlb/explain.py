@@ -54,12 +54,14 @@ def request_of(rules: ViewRules, method: str, url: str, headers: Sequence[tuple[
 
 
 def explain(rules: ViewRules, request: Request) -> dict[str, Any]:
-    """`Decision.as_json`, and beside it `to`, and `clusters` with their weights where the route has several."""
+    """`Decision.as_json`, and beside it `to`, `clusters` with weights where the route has several, no off-switches."""
     decision = decide(rules, request)
     told: dict[str, Any] = dict(decision.as_json())
     told["to"] = f"[{request.to[0]}]:{request.to[1]}" if ":" in request.to[0] else f"{request.to[0]}:{request.to[1]}"
     told["host"] = request.host
     told["clusters"] = []
+    # Off-switches are not of the configuration: who asks the agent is told what they change.
+    told["bypass"] = told["annotation"] = None
     if decision.route_index is not None and decision.action == "forward":
         for route in _routes(rules, decision.listener):
             if route.index == decision.route_index:

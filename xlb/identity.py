@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from xlb.annotations import AnnotationError, Redirection, redirection
+
 DEFAULT_NAMESPACE: Final = "default"
 DEFAULT_SERVICE_ACCOUNT: Final = "default"
 DEFAULT_IP: Final = "127.0.0.1"
@@ -22,18 +24,24 @@ class IdentityError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A workload.  Workloads of one identity have the same configuration: they are one view."""
+    """A workload.  Workloads of one key have the same configuration: they are one view."""
 
     name: str
     namespace: str = DEFAULT_NAMESPACE
     labels: tuple[tuple[str, str], ...] = ()  # sorted
     service_account: str = DEFAULT_SERVICE_ACCOUNT
     ip: str = DEFAULT_IP
+    annotations: tuple[tuple[str, str], ...] = ()  # sorted; they do not change the configuration, only what is captured
 
     @property
     def key(self) -> str:
-        """The identity as one line of text."""
+        """What decides about the configuration, as one line of text."""
         return json.dumps([self.namespace, self.name, self.service_account, self.ip, dict(self.labels)])
+
+    @property
+    def redirection(self) -> Redirection:
+        """What the annotations say.  Raises AnnotationError, if `wanted` has not checked them."""
+        return redirection(dict(self.annotations), dict(self.labels))
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -48,6 +56,7 @@ class Wanted:
     labels: tuple[tuple[str, str], ...] | None = None
     service_account: str | None = None
     ip: str | None = None
+    annotations: tuple[tuple[str, str], ...] | None = None
 
     def fits(self, identity: Identity) -> bool:
         return (
@@ -55,6 +64,7 @@ class Wanted:
             and self.labels in (None, identity.labels)
             and self.service_account in (None, identity.service_account)
             and self.ip in (None, identity.ip)
+            and self.annotations in (None, identity.annotations)
         )
 
     def identity(self) -> Identity:
@@ -65,6 +75,7 @@ class Wanted:
             self.labels or (),
             self.service_account or DEFAULT_SERVICE_ACCOUNT,
             self.ip or DEFAULT_IP,
+            self.annotations or (),
         )
 
 
@@ -74,8 +85,9 @@ def wanted(
     labels: Mapping[str, str] | None = None,
     service_account: str | None = None,
     ip: str | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> Wanted:
-    """Check what a user asks for.  Empty labels are none said.  Raises IdentityError."""
+    """Check what a user asks for.  Empty labels and annotations are none said.  Raises IdentityError."""
     if not _NAME.fullmatch(name):
         raise IdentityError(f"workload name {name!r}: use up to 100 letters, digits and inner . _ -")
     namespace = namespace or DEFAULT_NAMESPACE
@@ -88,7 +100,15 @@ def wanted(
             ip = str(ipaddress.ip_address(ip))
         except ValueError:
             raise IdentityError(f"ip {ip!r} is not an IP address") from None
-    return Wanted(name, namespace, tuple(sorted(labels.items())) if labels else None, service_account, ip)
+    try:
+        redirection(annotations or {}, labels)
+    except AnnotationError as error:
+        raise IdentityError(str(error)) from None
+    return Wanted(name, namespace, _sorted(labels), service_account, ip, _sorted(annotations))
+
+
+def _sorted(items: Mapping[str, str] | None) -> tuple[tuple[str, str], ...] | None:
+    return tuple(sorted(items.items())) if items else None
 
 
 def from_document(document: Any) -> Wanted:
@@ -102,10 +122,20 @@ def from_document(document: Any) -> Wanted:
             raise IdentityError(f"{key} must be text")
         return value
 
-    labels = document.get("labels") or {}
-    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
-        raise IdentityError("labels must be an object of text values")
-    return wanted(text("name") or "", text("namespace"), labels, text("service_account"), text("ip"))
+    def texts(key: str) -> dict[str, str]:
+        found = document.get(key) or {}
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise IdentityError(f"{key} must be an object of text values")
+        return found
+
+    return wanted(
+        text("name") or "",
+        text("namespace"),
+        texts("labels"),
+        text("service_account"),
+        text("ip"),
+        texts("annotations"),
+    )
 
 
 def folder_name(identity: Identity, others: Iterable[str]) -> str:

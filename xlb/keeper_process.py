@@ -16,6 +16,7 @@ from xlb.supervisor import Program, Supervisor, SupervisorError
 KEEPER_PORT: Final = 15001
 _POLL_S: Final = 0.02
 _ANSWER_S: Final = 2.0
+_LONGEST_ANSWER: Final = 1 << 24  # its status has a line for each pool
 
 
 class KeeperError(SupervisorError):
@@ -101,7 +102,7 @@ class KeeperSupervisor(Supervisor):
             raise KeeperError(f"the keeper did not answer {what!r} within {_ANSWER_S:g} s") from None
 
     async def _ask(self, what: str) -> Mapping[str, Any]:
-        reader, writer = await asyncio.open_unix_connection(self.settings.control_path)
+        reader, writer = await asyncio.open_unix_connection(self.settings.control_path, limit=_LONGEST_ANSWER)
         try:
             writer.write(json.dumps({"do": what}).encode() + b"\n")
             line = await reader.readline()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -31,6 +31,7 @@ class Request:
     labels: Mapping[str, str]
     service_account: str | None
     ip: str | None
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     def document(self, wait: float) -> dict[str, Any]:
         said = {
@@ -39,6 +40,7 @@ class Request:
             "labels": dict(self.labels),
             "service_account": self.service_account,
             "ip": self.ip,
+            "annotations": dict(self.annotations),
             "wait": wait,
         }
         return {key: value for key, value in said.items() if value is not None}

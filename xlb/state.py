@@ -30,6 +30,7 @@ class WorkloadState:
     ip: str
     folder: str
     number: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class State:
     """All numbers that were given out.
 
     `views`: index by `xlb.identity.Identity.key`; `images`, `ports`, `cursors`: by view's name, then by route
-    configuration, listener, cluster; `pools`: number by "ADDRESS PORT".
+    configuration, listener, cluster; `pools`: number by "ADDRESS PORT"; `bypasses`: documents of `xlb.bypass`.
     """
 
     address: str
@@ -47,6 +48,7 @@ class State:
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     cursors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     pools: Mapping[str, int] = field(default_factory=dict)
+    bypasses: tuple[Mapping[str, Any], ...] = ()
 
 
 def save(path: Path, state: State) -> None:
@@ -86,6 +88,7 @@ def _parse(document: Any) -> State:
         ports=nested("ports"),
         cursors=nested("cursors"),
         pools=_numbers(document["pools"]),
+        bypasses=tuple(dict(bypass) for bypass in document.get("bypasses", ())),
     )
 
 

@@ -34,12 +34,28 @@ def status(told: Document) -> str:
         f"source  {source['target']}: {source['phase']}{_because(source)}",
         f"pushes  {push['count']} in force"
         + ("" if push["p50_ms"] is None else f", received to in force {push['p50_ms']} ms, p99 {push['p99_ms']} ms"),
+        f"events  {told['lost_events']} lost by the ring",
     ]
+    lines += [f"bypass  {bypass(one)}" for one in told["bypasses"]]
     for view in told["views"]:
         lines += ["", *_view(view)]
     if not told["views"]:
         lines += ["", "no workloads: start one with `xlb exec --workload NAME -- COMMAND`"]
     return "\n".join(lines)
+
+
+def bypass(one: Document) -> str:
+    """A bypass in words."""
+    ports = f"port {one['port']}" if one["port"] else "all ports"
+    where = "not captured" if one["to"] == "direct" else "straight to Envoy"
+    return f"{one['workload'] or 'all workloads'}, {ports}: {where}"
+
+
+def bypasses(told: Document) -> str:
+    return table(
+        ("WORKLOAD", "PORT", "TO", "REGISTERED"),
+        ((one["workload"] or "all", one["port"] or "all", one["to"], one["known"]) for one in told["bypasses"]),
+    )
 
 
 def _process(part: Document) -> str:
@@ -135,7 +151,7 @@ def socket_address(row: Document) -> str:
 
 def workloads(told: Document) -> str:
     return table(
-        ("WORKLOAD", "IP", "SERVICE ACCOUNT", "LABELS", "VIEW", "IN FORCE", "PROCESSES"),
+        ("WORKLOAD", "IP", "SERVICE ACCOUNT", "LABELS", "VIEW", "IN FORCE", "BYPASSED", "PROCESSES"),
         (
             (
                 f"{row['namespace']}/{row['name']}",
@@ -144,11 +160,23 @@ def workloads(told: Document) -> str:
                 ",".join(f"{name}={value}" for name, value in row["labels"].items()),
                 row["view"],
                 row["in_force"],
+                _switched(row),
                 len(row["pids"]),
             )
             for row in told["workloads"]
         ),
     )
+
+
+def _switched(row: Document) -> str:
+    """What bypasses and annotations take from a workload, in short."""
+    words = [f"{one['port'] or 'all'} to {one['to']}" for one in row["bypasses"]]
+    words += [
+        f"{name.rpartition('/')[2]}={value}"
+        for name, value in row["annotations"].items()
+        if name.startswith(("traffic.sidecar.istio.io/", "sidecar.istio.io/inject"))
+    ]
+    return "; ".join(words)
 
 
 def explanation(told: Document) -> str:
@@ -161,11 +189,22 @@ def explanation(told: Document) -> str:
         ("VirtualService", told["virtual_service"]),
         ("action", _did(told)),
         ("cluster", f"{told['cluster']}{several}" if told["cluster"] else None),
-        ("carried by", "the kernel" if told["carried_by"] == "kernel" else "Envoy"),
+        ("carried by", _CARRIERS[told["carried_by"]]),
         ("reason", words(told["reason"]) if told["reason"] != "NONE" else None),
     ]
+    if told["bypass"]:
+        rows.append(("bypass", bypass(told["bypass"])))
+    if told["annotation"]:
+        rows.append(("annotation", f"{told['annotation']}: not captured"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in rows)
+
+
+_CARRIERS = {
+    "kernel": "the kernel",
+    "envoy": "Envoy",
+    "direct": "plain TCP, to where the client says: neither route nor cluster apply",
+}
 
 
 def _route(told: Document) -> str | None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from xlb.bypass import Subject
 from xlb.cgroups import Cgroups, cgroup_id, is_populated, processes, remove_tree
 from xlb.identity import Identity, Wanted, folder_name
 from xlb.kernel import Kernel
 from xlb.state import WorkloadState
+from xlb.switches import Switches
 from xlb.view import View
 
 _JOIN_S: Final = 30.0  # what registered and lives may take so long until it joins
@@ -34,6 +36,10 @@ class Registered:
     def processes(self) -> list[int]:
         return processes(self.folder)
 
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.number, str(self.identity), self.identity.redirection)
+
     def state(self) -> WorkloadState:
         identity = self.identity
         return WorkloadState(
@@ -44,19 +50,28 @@ class Registered:
             ip=identity.ip,
             folder=self.folder.name,
             number=self.number,
+            annotations=dict(identity.annotations),
         )
 
 
 def identity_of(state: WorkloadState) -> Identity:
-    return Identity(state.name, state.namespace, tuple(sorted(state.labels.items())), state.service_account, state.ip)
+    return Identity(
+        state.name,
+        state.namespace,
+        tuple(sorted(state.labels.items())),
+        state.service_account,
+        state.ip,
+        tuple(sorted(state.annotations.items())),
+    )
 
 
 class Workloads:
     """All workloads of an instance."""
 
-    def __init__(self, cgroups: Cgroups, kernel: Kernel) -> None:
+    def __init__(self, cgroups: Cgroups, kernel: Kernel, switches: Switches) -> None:
         self._cgroups = cgroups
         self._kernel = kernel
+        self._switches = switches
         self._registered: list[Registered] = []
         self._last_number = 0
 
@@ -74,10 +89,16 @@ class Workloads:
         return folder_name(identity, (one.folder.name for one in self._registered))
 
     def add(self, identity: Identity, view: View, folder: str, number: int | None = None) -> Registered:
-        """Make the cgroup and have the kernel know it.  Raises CgroupError or BpfError."""
+        """Make the cgroup and have the kernel know it.  Raises CgroupError or BpfError.
+
+        :param number: that of an earlier agent, whose switches are in the kernel still
+        """
         self._last_number = max(self._last_number + 1, number or 0)
         path = self._cgroups.make_workload(folder)
         made = Registered(identity, path, cgroup_id(path), number or self._last_number, view, time.monotonic())
+        if number is None:
+            # Before it is captured.
+            self._switches.put([*self.subjects(), made.subject])
         self._kernel.add_workload(made.cgroup, view.index, made.number)
         self._registered.append(made)
         return made
@@ -97,7 +118,16 @@ class Workloads:
                 self._kernel.remove_workload(one.cgroup)
                 self._registered.remove(one)
                 removed.append(one)
+        if removed:
+            self.switch()
         return removed
+
+    def subjects(self) -> list[Subject]:
+        return [one.subject for one in self._registered]
+
+    def switch(self) -> None:
+        """Put the switches in force for the workloads that there are.  Raises BpfError."""
+        self._switches.put(self.subjects())
 
     def forget_strangers(self) -> None:
         """Remove what the kernel knows of workloads that are not registered.  Raises BpfError."""

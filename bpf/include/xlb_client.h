@@ -81,14 +81,28 @@ static __always_inline int xlb_blank_close(struct sk_msg_md *msg, __u32 at)
 	return 0;
 }
 
+/* The pool of connections to Envoy for C's view and original destination; 0: there is none yet, the keeper is told. */
+static __always_inline __u32 xlb_envoy_pool(struct xlb_conn *client)
+{
+	struct xlb_destination destination = {};
+	__u32 *found;
+
+	destination.original = client->original;
+	destination.original_port = client->original_port;
+	destination.view = client->view;
+	found = bpf_map_lookup_elem(&xlb_destinations, &destination);
+	if (!found)
+		xlb_emit(XLB_EV_DESTINATION, 0, client->self, 0, 0, 0);
+	return found ? *found : 0;
+}
+
 /* The pool to take the request to: an endpoint's, or with a reason Envoy's; 0: there is none, relay. */
 static __always_inline __u32 xlb_route(struct xlb_conn *client, struct xlb_scratch *scratch, void *image, __u32 *reason)
 {
-	struct xlb_destination destination = {};
 	struct xlb_decision decision = {};
 	struct xlb_cluster *cluster;
 	struct xlb_pool_state *state;
-	__u32 pool, *found;
+	__u32 pool;
 
 	if (!image) {
 		*reason = XLB_REASON_NO_IMAGE;
@@ -106,14 +120,7 @@ static __always_inline __u32 xlb_route(struct xlb_conn *client, struct xlb_scrat
 		if (state)
 			__sync_fetch_and_add(&state->empty, 1);
 	}
-	destination.original = client->original;
-	destination.original_port = client->original_port;
-	destination.view = client->view;
-	found = bpf_map_lookup_elem(&xlb_destinations, &destination);
-	if (found)
-		return *found;
-	xlb_emit(XLB_EV_DESTINATION, 0, client->self, 0, 0, 0);
-	return 0;
+	return xlb_envoy_pool(client);
 }
 
 static __always_inline struct xlb_conn *xlb_pop_or_tell(__u32 pool, __u64 client)
@@ -128,21 +135,6 @@ static __always_inline struct xlb_conn *xlb_pop_or_tell(__u32 pool, __u64 client
 		xlb_emit(XLB_EV_POOL_EMPTY, pool, client, 0, 0, 0);
 	}
 	return backend;
-}
-
-/* Envoy's pool for this C; for a request whose endpoint has no idle connection. */
-static __always_inline __u32 xlb_envoy_pool(struct xlb_conn *client)
-{
-	struct xlb_destination destination = {};
-	__u32 *found;
-
-	destination.original = client->original;
-	destination.original_port = client->original_port;
-	destination.view = client->view;
-	found = bpf_map_lookup_elem(&xlb_destinations, &destination);
-	if (!found)
-		xlb_emit(XLB_EV_DESTINATION, 0, client->self, 0, 0, 0);
-	return found ? *found : 0;
 }
 
 /* A whole head is in scratch, parsed.  Decides, takes a connection and redirects. */
@@ -214,12 +206,16 @@ static __always_inline int xlb_new_request(struct sk_msg_md *msg, struct xlb_con
 static __always_inline int xlb_client_head(struct sk_msg_md *msg, struct xlb_conn *client, struct tcp_sock *tp,
 					   __u32 redirected)
 {
-	struct xlb_scratch *scratch = xlb_take_scratch();
+	struct xlb_scratch *scratch;
 	__u32 size = xlb_size_of(msg), slot = client->image, zero = 0, corked = client->corked;
 	struct xlb_image_header *header = NULL;
 	void *image;
 	int verdict;
 
+	/* What follows `close` is not for anybody, and so not for Envoy: see below. */
+	if (client->leave && !(client->closing & (XLB_CLOSING_CLIENT | XLB_CLOSING_BACKEND)))
+		return xlb_relay(msg, client, XLB_REASON_BYPASSED, redirected);
+	scratch = xlb_take_scratch();
 	if (!scratch)
 		return xlb_relay(msg, client, XLB_REASON_NO_STATE, redirected);
 	client->corked = 0;
@@ -336,7 +332,7 @@ static __always_inline int xlb_client(struct sk_msg_md *msg, struct xlb_conn *cl
 	if (!tp)
 		return xlb_pass(msg, client, redirected);
 	if (client->relayed == XLB_RELAYED_EVER) {
-		xlb_count(client->view, XLB_REASON_CONNECTION_RELAYED);
+		xlb_count(client->view, client->leave ? XLB_REASON_BYPASSED : XLB_REASON_CONNECTION_RELAYED);
 		return xlb_pass(msg, client, redirected);
 	}
 	if (client->upload)

@@ -28,6 +28,44 @@ static __always_inline struct xlb_capture *xlb_find_capture(__u32 view, const st
 	return bpf_map_lookup_elem(captures, &key);
 }
 
+static __always_inline __u32 xlb_switch(__u32 workload, __u32 port)
+{
+	struct xlb_switch_key key = { .workload = workload, .port = port };
+	__u32 *found = bpf_map_lookup_elem(&xlb_switches, &key);
+
+	return found ? *found : 0;
+}
+
+/* How a captured connection is to be taken, enum xlb_capture_kind: annotations of the workload first, as Istio's
+ * iptables rules have them (excluded port, excluded range, included port, included range), then bypasses. */
+static __noinline __u32 xlb_switched(__u32 workload, const struct xlb_address *address, __u32 port, __u32 kind)
+{
+	__u32 at_port, anywhere, bypass;
+
+	if (!address)
+		return kind;
+	at_port = xlb_switch(workload, port);
+	anywhere = xlb_switch(workload, 0);
+	if ((at_port | anywhere) & XLB_SWITCH_EXCLUDED)
+		return XLB_CAPTURE_NONE;
+	if (anywhere & XLB_SWITCH_RANGES) {
+		struct xlb_range_key key = { .bits = 160, .workload = workload, .address = *address };
+		__u32 *range = bpf_map_lookup_elem(&xlb_ranges, &key);
+		__u32 least = at_port & XLB_SWITCH_INCLUDED ? XLB_RANGE_NEITHER : XLB_RANGE_INCLUDED;
+
+		if (range && *range < least)
+			return XLB_CAPTURE_NONE;
+	}
+	bypass = at_port & (XLB_SWITCH_DIRECT | XLB_SWITCH_ENVOY);
+	if (!bypass)
+		bypass = anywhere & (XLB_SWITCH_DIRECT | XLB_SWITCH_ENVOY);
+	if (!bypass)
+		bypass = xlb_switch(0, port);
+	if (bypass & XLB_SWITCH_DIRECT)
+		return XLB_CAPTURE_NONE;
+	return bypass & XLB_SWITCH_ENVOY ? XLB_CAPTURE_ENVOY : kind;
+}
+
 /* Whether the keeper listens where it said: a dead keeper must mean plain TCP, never a black hole. */
 static __always_inline int xlb_keeper_listens(struct bpf_sock_addr *ctx, const struct xlb_config *config, int ip6)
 {
@@ -67,9 +105,10 @@ static __always_inline void xlb_redirect_connect(struct bpf_sock_addr *ctx, cons
 	struct xlb_config *config = xlb_get_config();
 	struct xlb_workload *workload;
 	struct xlb_capture *capture;
+	struct xlb_shared *shared;
 	struct xlb_own *own;
+	__u32 view, kind;
 	__u64 group;
-	__u32 view;
 	int ip6;
 
 	target->port = 0;
@@ -81,10 +120,16 @@ static __always_inline void xlb_redirect_connect(struct bpf_sock_addr *ctx, cons
 		return;
 	view = workload->view;
 	capture = xlb_find_capture(view, address, port);
-	if (!capture || capture->kind == XLB_CAPTURE_NONE)
+	if (!capture)
+		return;
+	kind = capture->kind;
+	shared = xlb_get_shared();
+	if (kind != XLB_CAPTURE_NONE && shared && shared->switches)
+		kind = xlb_switched(workload->id, address, port, kind);
+	if (kind == XLB_CAPTURE_NONE)
 		return;
 	ip6 = !xlb_is_ip4(address);
-	if (capture->kind == XLB_CAPTURE_MIXED && !xlb_keeper_listens(ctx, config, ip6))
+	if (kind == XLB_CAPTURE_MIXED && !xlb_keeper_listens(ctx, config, ip6))
 		return;
 	if (!ctx->sk)
 		return;
@@ -96,11 +141,11 @@ static __always_inline void xlb_redirect_connect(struct bpf_sock_addr *ctx, cons
 	own->view = view;
 	own->original = *address;
 	own->original_port = port;
-	if (capture->kind == XLB_CAPTURE_ENVOY) {
+	if (kind == XLB_CAPTURE_ENVOY) {
 		own->role = XLB_ROLE_DIRECT;
 		target->address = capture->envoy_address;
 		target->port = capture->envoy_port;
-		xlb_count(view, capture->reason);
+		xlb_count(view, capture->kind == XLB_CAPTURE_ENVOY ? capture->reason : XLB_REASON_BYPASSED);
 		return;
 	}
 	own->role = XLB_ROLE_C;

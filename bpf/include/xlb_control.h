@@ -107,6 +107,16 @@ static __always_inline void xlb_control_retire(struct xlb_request *request)
 		backend->retire = 1;
 }
 
+/* Only C's own program knows where a request begins: it reads this then. */
+static __always_inline void xlb_control_relay(struct xlb_request *request)
+{
+	struct xlb_conn *client = xlb_get_conn(request->client);
+
+	request->arg = client && client->role == XLB_ROLE_C;
+	if (request->arg)
+		XLB_EXCHANGE(client->leave, request->flags & 1);
+}
+
 SEC("syscall")
 int xlb_control(struct xlb_request *request)
 {
@@ -133,6 +143,9 @@ int xlb_control(struct xlb_request *request)
 		return 0;
 	case XLB_OP_RETIRE:
 		xlb_control_retire(request);
+		return 0;
+	case XLB_OP_RELAY:
+		xlb_control_relay(request);
 		return 0;
 	case XLB_OP_FORGET:
 		conn = xlb_get_conn(request->backend);

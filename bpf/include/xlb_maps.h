@@ -15,6 +15,24 @@ struct {
 	__type(value, struct xlb_workload);
 } xlb_workloads SEC(".maps");
 
+/* (workload, port) -> what is bypassed, excluded and included.  Written by the agent, read by the connect hooks. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct xlb_switch_key);
+	__type(value, __u32);
+} xlb_switches SEC(".maps");
+
+/* (workload, address prefix) -> enum xlb_range.  The same. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct xlb_range_key);
+	__type(value, __u32);
+} xlb_ranges SEC(".maps");
+
 struct xlb_captures_of_view {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -87,7 +105,7 @@ struct {
 	__type(value, __u32);
 } xlb_round_robin SEC(".maps");
 
-/* cookie -> state of a connection.  At 10,000 clients some 25,000 entries of 240 bytes, paid as they come. */
+/* cookie -> state of a connection.  At 10,000 clients some 25,000 entries of 250 bytes, paid as they come. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

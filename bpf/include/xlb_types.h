@@ -196,6 +196,35 @@ struct xlb_workload {
 	__u32 id;
 };
 
+/* ---- switches: what of that is not captured all the same ---------------------------------------------------------
+ * Key of xlb_switches, value: __u32 of enum xlb_switch.  For a captured connection they are asked for (workload, port),
+ * (workload, 0) and (0, port), workload being xlb_workload.id, and only while xlb_shared.switches is not 0. */
+struct xlb_switch_key {
+	__u32 workload; /* 0: all */
+	__u32 port;	/* host byte order; 0: all */
+};
+
+enum xlb_switch {
+	XLB_SWITCH_DIRECT = 1, /* `xlb bypass`: to where the application says; the closest of the three entries wins */
+	XLB_SWITCH_ENVOY = 2,  /* `xlb bypass --to envoy`: as XLB_CAPTURE_ENVOY */
+	XLB_SWITCH_EXCLUDED = 4, /* an annotation of the workload: to where the application says, before all else */
+	XLB_SWITCH_INCLUDED = 8, /* (workload, port): captured although no range includes the address */
+	XLB_SWITCH_RANGES = 16,	 /* (workload, 0): xlb_ranges tells by the address */
+};
+
+/* Key of xlb_ranges (LPM trie), value: __u32 of enum xlb_range.  A workload in it has an entry for any address. */
+struct xlb_range_key {
+	__u32 bits; /* 32 for the workload, and those of the address */
+	__u32 workload;
+	struct xlb_address address;
+};
+
+enum xlb_range {
+	XLB_RANGE_EXCLUDED = 0,
+	XLB_RANGE_NEITHER = 1, /* captured where the port is included */
+	XLB_RANGE_INCLUDED = 2,
+};
+
 /* The one value of xlb_config, written by the agent (keeper_*: by the keeper). */
 struct xlb_config {
 	__u32 layout;			   /* XLB_LAYOUT_VERSION */
@@ -297,6 +326,7 @@ struct xlb_conn {
 	__u32 upload_busy;  /* 1: the keeper has not delivered the last byte of it yet */
 	__u32 head;	    /* 1: method HEAD */
 	__u32 closing;	    /* enum xlb_closing */
+	__u32 leave;	    /* 1: from the next request on the connection is Envoy's (XLB_OP_RELAY) */
 	__u64 corked_since; /* bpf_ktime_get_ns */
 
 	/* B */
@@ -367,7 +397,8 @@ struct xlb_destination {
 struct xlb_shared {
 	__u64 half_closed; /* Cs that have shut down their sending side only: while 0, RDHUP on A means gone */
 	__u64 lost_events; /* events that did not fit into the ring */
-	__u64 pad[6];
+	__u64 switches;	   /* entries of xlb_switches; written by the agent */
+	__u64 pad[5];
 };
 
 /* ---- events to the keeper (ring buffer xlb_events) -------------------------------------------------------------- */
@@ -415,6 +446,8 @@ enum xlb_op {
 	XLB_OP_UPLOAD_DONE, /* the last piece is queued on B: the exchange may end */
 	XLB_OP_RETIRE,	    /* B must not be used again; arg: 1 if it was idle (so U can be closed now) */
 	XLB_OP_FORGET,	    /* remove the entry of a U or B and its pair */
+	/* flags 1: the C `client` is Envoy's from its next request on; 0: no more, if it has made none; arg: 1 if it lives */
+	XLB_OP_RELAY,
 };
 
 struct xlb_request {
