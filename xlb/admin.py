@@ -23,6 +23,7 @@ from xlb.bypass import from_document as bypass_from_document
 from xlb.cgroups import CgroupError
 from xlb.documents import Document
 from xlb.identity import DEFAULT_NAMESPACE, IdentityError, from_document
+from xlb.keeper_process import KeeperError
 from xlb.numbers import OutOfNumbers
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -58,6 +59,7 @@ class Admin:
         app.router.add_post("/workloads", self._register)
         app.router.add_post("/bypasses", self._bypass)
         app.router.add_post("/bypasses/remove", self._end_bypass)
+        app.router.add_post("/upgrade", self._upgrade)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         socket_path = self._agent.paths.admin
@@ -167,6 +169,20 @@ class Admin:
                 "remedy": state.remedy,
             }
         )
+
+    async def _upgrade(self, request: web.Request) -> web.Response:
+        try:
+            part = json.loads(await request.read())["part"]
+        except (KeyError, TypeError, ValueError):
+            part = None
+        if part != "keeper":
+            return _error(400, 'an upgrade is a JSON object with "part": "keeper"')
+        before = self._agent.parts.keeper.state.pid
+        try:
+            told = await self._agent.upgrade_keeper()
+        except KeeperError as error:
+            return _error(503, str(error))
+        return _json({"part": part, "before": before, "pid": told["pid"], "took_over": told.get("took_over")})
 
 
 @web.middleware

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -267,6 +267,13 @@ class Agent:
             state.save(self.paths.state, saved)
         except OSError as error:
             _log.error("state_not_saved", reason=str(error), remedy="a restarted agent will not know the workloads")
+
+    async def upgrade_keeper(self) -> Mapping[str, Any]:
+        """Replace the keeper by one that runs what is installed now, without losing a request: its status.
+
+        Raises KeeperError: it runs on, and the message says why.
+        """
+        return await self.parts.keeper.upgrade()
 
     # -- while it runs -------------------------------------------------------------------------------------------
 

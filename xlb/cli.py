@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+_UPGRADE_S: Final = 30.0
 _RUN_DIR_HELP: Final = "The agent's run directory [default: $XLB_RUN_DIR, else /run/xlb/default]."
 
 
@@ -294,6 +295,25 @@ def _post(run_dir: Path | None, what: str, document: dict[str, Any]) -> dict[str
     except ClientError as error:
         _fail(str(error))
     return told
+
+
+@main.command("upgrade")
+@_run_dir
+@_output
+@click.argument("part", type=click.Choice(["keeper"]))
+def upgrade_command(run_dir: Path | None, output: str, part: str) -> None:
+    """Replace a running part by what is installed now.
+
+    The keeper's successor takes over every connection, in use or not, and no request is lost.  If it cannot, the one
+    that runs goes on, and this says why.  The agent itself: end it with SIGHUP and start it again.
+    """
+    from xlb.client import ClientError
+
+    try:
+        told = _client(run_dir).post("upgrade", {"part": part}, _UPGRADE_S)
+    except ClientError as error:
+        _fail(str(error))
+    _show(told, "upgrade", output)
 
 
 def _client(run_dir: Path | None) -> Any:

@@ -16,6 +16,7 @@ from xlb.supervisor import Program, Supervisor, SupervisorError
 KEEPER_PORT: Final = 15001
 _POLL_S: Final = 0.02
 _ANSWER_S: Final = 2.0
+_SUCCESSION_S: Final = 20.0  # the successor itself gives up earlier
 _LONGEST_ANSWER: Final = 1 << 24  # its status has a line for each pool
 
 
@@ -72,9 +73,36 @@ class KeeperSupervisor(Supervisor):
                 settings=json.dumps({"layout": layout, "log_level": settings.log_level}),
                 cgroup=settings.cgroup,
                 environment={"XLB_LOG": settings.log_level, "MALLOC_ARENA_MAX": "2"},
-                leaves=(settings.control_path,),
+                leaves=(settings.control_path, settings.run_dir / "keeper-handover.sock"),
+                heir_words=("--take-over",),
             )
         )
+
+    async def upgrade(self) -> Mapping[str, Any]:
+        """Have a successor, which runs what is installed now, take over every connection.
+
+        :returns: its status
+        :raises KeeperError: if it did not; says why, and what runs now
+        """
+        before = self.state.pid
+        try:
+            pid = await self.succeed(_SUCCESSION_S)
+        except SupervisorError as error:
+            now = self.state.pid
+            rest = f"process {now} goes on as before" if now and now == before else "and the one that ran has ended too"
+            raise KeeperError(f"the keeper was not upgraded ({error}); {rest}") from None
+        deadline = time.monotonic() + _ANSWER_S
+        while True:
+            try:
+                told = await self.ask("status")
+                if told.get("pid") == pid:
+                    return told
+                why = f"process {told.get('pid')} answers in its place"
+            except (OSError, KeeperError) as error:
+                why = str(error)
+            if self.state.pid != pid or time.monotonic() > deadline:
+                raise KeeperError(f"the keeper's successor, process {pid}, does not work: {self.state.error or why}")
+            await asyncio.sleep(_POLL_S)
 
     async def wait_ready(self, timeout: float) -> None:
         """Wait until it answers.  Raises KeeperError with its last words, when it does not in time."""

@@ -29,6 +29,7 @@ _BACKOFF_LIMIT_S: Final = 15.0
 _SETTLED_S: Final = 60.0  # one that ran for so long did not fail by its configuration
 _TRIM_S: Final = 10.0
 _LAST_WORDS: Final = 4096
+_NO_PID_FILE: Final = Path("/dev/null")  # a successor leaves its own once it has the place
 
 
 class SupervisorError(Exception):
@@ -59,6 +60,7 @@ class Program:
 
     `settings` is written to `settings_path` before the start; one that runs by other settings is replaced.  `leaves`
     are files that it makes and that go when it is stopped.  `log_bytes` bounds the log; one older part of it is kept.
+    `heir_words` on its command line make it take everything over from the one that runs; without them it cannot.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     leaves: tuple[Path, ...] = ()
     log_bytes: int = 16 << 20
+    heir_words: tuple[str, ...] = ()
 
 
 class Supervisor:
@@ -87,6 +90,8 @@ class Supervisor:
         self._state = State(Phase.STOPPED)
         self._program: Program | None = None
         self._process: Process | None = None
+        self._heir: Process | None = None  # started beside the process, to take its place
+        self._succession = asyncio.Event()  # it has
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -130,13 +135,60 @@ class Supervisor:
             asyncio.create_task(self._keep_log_short(program)),
         ]
 
+    async def succeed(self, limit: float) -> int:
+        """Start a successor beside the process that runs, and go on with it when that one has left its place.
+
+        :param limit: seconds; it must end by itself well before, if it cannot take the place
+        :returns: its pid
+        :raises SupervisorError: the process that runs goes on; says why
+        """
+        program, process = self._program, self._process
+        if program is None or process is None or not program.heir_words:
+            raise SupervisorError("nothing runs that could hand over: see `xlb status`")
+        if self._heir is not None and not self._heir.is_zombie():
+            raise SupervisorError(f"a successor of the {program.name} is starting already: wait for it")
+        log_end = _size(program.log_path)
+        argv = launch(f"xlb-{program.name}", (*program.argv, *program.heir_words), _NO_PID_FILE, program.cgroup)
+        try:
+            heir = Process.start(argv, program.log_path, program.environment)
+        except OSError as error:
+            raise SupervisorError(f"cannot start the successor of the {program.name}: {error}") from None
+        _log.info("heir_started", program=program.name, pid=heir.pid)
+        self._heir = heir
+        self._succession.clear()
+        how = await self._race(heir, limit)
+        if self._succession.is_set():
+            return heir.pid
+        self._heir = None
+        heir.close()
+        said = _last_words(program.log_path, log_end)
+        raise SupervisorError(f"{how}: {said}" if said else how)
+
+    async def _race(self, heir: Process, limit: float) -> str:
+        """Wait until it has taken the place, or has ended: then how."""
+        ended = asyncio.create_task(heir.wait())
+        succeeded = asyncio.create_task(self._succession.wait())
+        try:
+            await asyncio.wait((ended, succeeded), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return ended.result()
+        finally:
+            ended.cancel()
+            succeeded.cancel()
+            await asyncio.gather(ended, succeeded, return_exceptions=True)
+        if not self._succession.is_set():
+            await heir.end(grace=0.5)
+        return f"it did nothing for {limit:g} s"
+
     async def stop(self, grace: float = 5.0) -> None:
         """End the process and remove its files but the log.  Safe to call twice."""
         await self._leave()
         process, self._process = self._process, None
-        if process is not None:
-            await process.end(grace)
-            process.close()
+        heir, self._heir = self._heir, None
+        for one in (heir, process):
+            if one is not None:
+                await one.end(grace)
+                one.close()
         if self._program is not None:
             for path in (self._program.pid_path, self._program.settings_path, *self._program.leaves):
                 path.unlink(missing_ok=True)
@@ -146,8 +198,10 @@ class Supervisor:
         """Stop supervising and leave the process running, for the next agent to take over."""
         await self._leave()
         process, self._process = self._process, None
-        if process is not None:
-            process.close()
+        heir, self._heir = self._heir, None
+        for one in (heir, process):
+            if one is not None:
+                one.close()
         self._set(State(Phase.STOPPED, restarts=self._state.restarts))
 
     def complaint(self) -> str:
@@ -172,7 +226,7 @@ class Supervisor:
             current = ""
         if current != program.settings:
             return "its settings have changed"
-        if found.command() != list(program.argv):
+        if found.command() not in (list(program.argv), [*program.argv, *program.heir_words]):
             return "its command line has changed"
         if not found.runs(Path(program.argv[0])):
             return "its binary has been replaced"
@@ -203,6 +257,8 @@ class Supervisor:
                 how = await process.wait()
                 process.close()
                 self._process = None
+                if self._go_on_with_heir(program, how):
+                    continue
                 said = _last_words(program.log_path)
                 error = f"{how}: {said}" if said else how
             else:
@@ -214,9 +270,34 @@ class Supervisor:
             self._set(state)
             await asyncio.sleep(pause)
             try:
-                self._spawn(program)
+                # A successor that another agent has started may have taken the place.
+                if not self._adopt(program):
+                    self._spawn(program)
             except SupervisorError as failed:
                 self._set(replace(self._state, error=str(failed)))
+
+    def _go_on_with_heir(self, program: Program, how: str) -> bool:
+        """Whether there is one."""
+        heir, self._heir = self._heir, None
+        if heir is None:
+            return False
+        _log.info("process_succeeded", program=program.name, pid=heir.pid, predecessor=how)
+        self._process = heir
+        self._set(replace(self._state, phase=Phase.RUNNING, pid=heir.pid, adopted=False))
+        self._succession.set()
+        return True
+
+    def _adopt(self, program: Program) -> bool:
+        found = self.running(program.pid_path)
+        if found is None:
+            return False
+        if self._differs(found, program):
+            found.close()
+            return False
+        self._process = found
+        _log.info("process_adopted", program=program.name, pid=found.pid)
+        self._set(replace(self._state, phase=Phase.RUNNING, pid=found.pid, adopted=True, retry_in=0.0))
+        return True
 
     def _backoff(self, failures: int) -> float:
         """Seconds: exponential, less a random part of up to a half."""
@@ -259,11 +340,22 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _last_words(log: Path) -> str:
-    """The last line of a log, shortened."""
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _last_words(log: Path, since: int = 0) -> str:
+    """The last line of a log, shortened.
+
+    :param since: what comes before this place is not meant, unless the log has become shorter
+    """
     try:
         with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - _LAST_WORDS, 0))
+            size = log.stat().st_size
+            file.seek(max(size - _LAST_WORDS, since if since <= size else 0, 0))
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""

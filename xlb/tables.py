@@ -58,6 +58,15 @@ def bypasses(told: Document) -> str:
     )
 
 
+def upgrade(told: Document) -> str:
+    text = f"{told['part']}: process {told['pid']} has taken the place of process {told['before']}"
+    taken = told["took_over"]
+    if not taken:
+        return text
+    count = sum(taken["open"].values())
+    return f"{text}, with {count} connections, which waited for {taken['stood_still_ms']} ms"
+
+
 def _process(part: Document) -> str:
     pid = f"process {part['pid']}" if part["pid"] else "no process"
     again = f", restarted {part['restarts']} times" if part["restarts"] else ""

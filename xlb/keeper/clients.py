@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from xlb.keeper.accepted import Accepted
 from xlb.keeper.endings import Endings
+from xlb.keeper.estate import ParkedEstate, UploadEstate
 from xlb.keeper.framer import Framer, Phase
 from xlb.keeper.inject import InjectError, Tools
 from xlb.keeper.kernel import GONE
@@ -59,6 +60,25 @@ class Clients:
     @property
     def parked(self) -> int:
         return len(self._parked)
+
+    # ---- handover
+
+    def save_parked(self) -> tuple[ParkedEstate, ...]:
+        """For a successor."""
+        return tuple(ParkedEstate(one.fd, one.client, one.half_closed, one.before) for one in self._parked.values())
+
+    def save_uploads(self) -> tuple[UploadEstate, ...]:
+        """For a successor."""
+        return tuple(upload.save() for upload in self._uploads.values())
+
+    def restore(self, parked: Iterable[ParkedEstate], uploads: Iterable[UploadEstate]) -> None:
+        """Of a predecessor."""
+        for one in parked:
+            self._park(_Parked(one.a, one.client, one.before, one.half_closed))
+            self._accepted.count_in(one.a)
+        for left in uploads:
+            self._uploads[left.client] = Upload.restore(self._tools, left, self._upload_ended)
+            self._accepted.count_in(left.a)
 
     # ---- A has something to say
 

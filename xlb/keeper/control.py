@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from xlb.keeper.estate import TalkEstate
 from xlb.keeper.loop import Loop, complain
 from xlb.keeper.sockets import BLOCKED, BROKEN, IN, Sockets
 
@@ -34,19 +35,29 @@ class Control:
     :param actions: what to do by name, and what to answer beside "ok"
     """
 
-    def __init__(self, loop: Loop, sockets: Sockets, path: Path, actions: Mapping[str, Action]) -> None:
-        """Raises ControlError, also if another keeper listens there."""
+    def __init__(
+        self, loop: Loop, sockets: Sockets, path: Path, actions: Mapping[str, Action], inherited: int = -1
+    ) -> None:
+        """Raises ControlError, also if another keeper listens there.
+
+        :param inherited: the listening socket of a predecessor
+        """
         self._loop = loop
         self._sockets = sockets
         self._path = path
         self._actions = actions
         self._clients: dict[int, bytearray] = {}  # what has come of an unfinished line
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            self._bind()
-        except OSError as error:
-            self._listener.close()
-            raise ControlError(f"cannot listen on {path}: {error.strerror or error}") from error
+        if inherited >= 0:
+            self._listener = socket.socket(fileno=inherited)
+        else:
+            self._listener = socket.socket(
+                socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
+            try:
+                self._bind()
+            except OSError as error:
+                self._listener.close()
+                raise ControlError(f"cannot listen on {path}: {error.strerror or error}") from error
         loop.watch_object(self._listener.fileno(), self, IN)
 
     def _bind(self) -> None:
@@ -58,6 +69,20 @@ class Control:
         self._listener.bind(str(self._path))
         self._path.chmod(0o600)
         self._listener.listen(_MOST_CONNECTIONS)
+
+    @property
+    def fd(self) -> int:
+        return self._listener.fileno()
+
+    def save(self) -> tuple[TalkEstate, ...]:
+        """For a successor: who is connected."""
+        return tuple(TalkEstate(fd, bytes(line)) for fd, line in self._clients.items())
+
+    def restore(self, talks: Iterable[TalkEstate]) -> None:
+        """Of a predecessor."""
+        for talk in talks:
+            self._clients[talk.fd] = bytearray(talk.line)
+            self._loop.watch_object(talk.fd, self, IN)
 
     def on_events(self, fd: int, events: int) -> None:
         if fd == self._listener.fileno():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from bpf.maps import BpfError
+from xlb.keeper.estate import LeadEstate, PoolEstate
 from xlb.keeper.kernel import Destination, Kernel, PoolTarget
 from xlb.keeper.loop import Loop, complain
 from xlb.keeper.pool import Pool
@@ -48,6 +50,39 @@ class Destinations:
         self._kernel.clear_destinations()
         for number in self._free:
             self._kernel.set_pool_target(number, None)
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Numbers that lead nowhere, that which has been free for the longest time first."""
+        return tuple(self._free)
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    def save(self, pools: Iterable[PoolEstate]) -> tuple[LeadEstate, ...]:
+        """For a successor.
+
+        :param pools: as `Pools.save` gave them
+        """
+        found: list[LeadEstate] = []
+        for index, pool in enumerate(pools):
+            lead = self._leads.get(pool.destination) if pool.destination is not None else None
+            if lead is not None and not pool.given_up:
+                found.append(LeadEstate(index, lead.used, lead.requests))
+        return tuple(found)
+
+    def restore(self, left: Iterable[LeadEstate], pools: Sequence[Pool], free: Iterable[int], generation: int) -> None:
+        """Of a predecessor, in place of `start`.
+
+        :param pools: as `Pools.restore` gave them
+        """
+        for one in left:
+            pool = pools[one.pool]
+            if pool.destination is not None:
+                self._leads[pool.destination] = _Lead(pool, pool.target.endpoint, one.used, one.requests)
+        self._free = list(free)
+        self._generation = generation
 
     def want(self, client: int) -> None:
         """A request of C has to go to Envoy, and no pool leads there."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from xlb.keeper.accepted import Accepted
+from xlb.keeper.estate import EndingEstate
 from xlb.keeper.inject import Tools
 from xlb.keeper.loop import complain
 
@@ -61,6 +63,29 @@ class Endings:
         conn = self._tools.kernel.conn(client)
         address = self._tools.kernel.address_of(conn) if conn is not None else None
         return -1 if address is None else self._accepted.find(address)
+
+    @property
+    def at_rest(self) -> int:
+        return self._at_rest
+
+    def save(self) -> tuple[EndingEstate, ...]:
+        """For a successor."""
+        return tuple(
+            EndingEstate(ending.fd, ending.client, ending.since)
+            for ending in (*self._old, *self._young)
+            # Somebody has ended the others.
+            if ending.fd < 0 or self._holds(ending)
+        )
+
+    def restore(self, left: Iterable[EndingEstate], at_rest: int) -> None:
+        """Of a predecessor."""
+        self._at_rest = at_rest
+        for one in left:
+            if one.a >= 0:
+                self._tools.loop.adopt(one.a, self)
+                self._accepted.count_in(one.a)
+            self._young.append(_Ending(one.since, one.client, one.a))
+        self._schedule()
 
     def _schedule(self) -> None:
         if (self._young or self._old) and not self._scheduled:

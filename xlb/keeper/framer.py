@@ -112,6 +112,10 @@ class Framer:
         return cls(state, to_head=False)
 
     @property
+    def to_head(self) -> bool:
+        return self._to_head
+
+    @property
     def is_done(self) -> bool:
         return self.phase == Phase.DONE
 

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from xlb.keeper.estate import FeedEstate
 from xlb.keeper.kernel import GONE, Kernel
 from xlb.keeper.loop import Loop, complain
 from xlb.keeper.sockets import BLOCKED, CHUNK, Sockets
@@ -227,17 +228,20 @@ _NOBODY: Final = _Nobody()
 class Feed:
     """Moves bytes from a descriptor into the receive queue of a connection, as fast as they are read there."""
 
-    def __init__(self, tools: Tools, source: Source, fd: int, target: int, limit: int) -> None:
-        """Raises InjectError.
+    def __init__(
+        self, tools: Tools, source: Source, fd: int, target: int, limit: int, left: FeedEstate | None = None
+    ) -> None:
+        """Raises InjectError, unless there is something left.
 
         :param limit: bytes in the target's queue above which to wait
+        :param left: by a predecessor
         """
         self._sockets = tools.sockets
         self._kernel = tools.kernel
         self._throttle = tools.throttle
         self._injectors = tools.injectors
         self._source = source
-        self.injector = tools.injectors.take(target)
+        self.injector = Injector(left.injector, left.sink, left.cookie) if left else tools.injectors.take(target)
         self.fd = fd
         self.target = target
         self._limit = limit
@@ -246,6 +250,18 @@ class Feed:
         self.spoiled = False  # a write on X failed
         self.rest = b""  # read, but not injected yet
         self.moved = 0  # bytes
+        if left is not None:
+            self.spoiled = left.spoiled
+            self.rest = left.rest
+            self.moved = left.moved
+            if left.waiting:
+                self.waiting = True
+                self._throttle.add(self, GONE)  # more than can be: it is looked at soon
+
+    def save(self) -> FeedEstate:
+        """For a successor."""
+        x = self.injector
+        return FeedEstate(x.fd, x.sink, x.cookie, self.waiting, self.spoiled, self.moved, self._limit, self.rest)
 
     def pump(self) -> None:
         """Move what there is; ends with the source blocked, throttled, ended, or its turns used up."""

@@ -12,7 +12,7 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from xlb.keeper.sockets import IN, RDHUP
@@ -65,6 +65,7 @@ class Loop:
         self._order = itertools.count()
         self._dead: list[int] = []
         self._stopping = False
+        self._interlude: Callable[[], None] | None = None
         # Called first after every wait: state that others wait for comes by the ring.
         self.before: Callable[[], None] = _nothing
         # Called after a batch of events.
@@ -76,6 +77,22 @@ class Loop:
         """Start to watch an accepted or pooled connection."""
         self.kinds[fd] = kind
         self._epoll.register(fd, events)
+
+    def mark(self, fds: Iterable[int], kind: int) -> None:
+        """They are connections of this kind; `watch_marked` has to follow."""
+        kinds = self.kinds
+        for fd in fds:
+            kinds[fd] = kind
+
+    def watch_marked(self, fds: Iterable[int], kind: int, events: int = IN | RDHUP) -> None:
+        """Start to watch those that are still what they were marked as."""
+        kinds, register = self.kinds, self._epoll.register
+        for fd in fds:
+            if kinds[fd] == kind:
+                try:
+                    register(fd, events)
+                except FileExistsError:
+                    continue  # the number has been given to another connection since
 
     def watch_object(self, fd: int, watcher: Watcher, events: int = IN | RDHUP) -> None:
         """Start to watch a descriptor for `watcher`."""
@@ -104,7 +121,11 @@ class Loop:
         self._epoll.modify(fd, 0 if muted else IN)
 
     def unwatch(self, fd: int) -> None:
-        """Watch it no more."""
+        """Watch it no more.
+
+        Also before a close, which would take it out of the epoll only if it were the last descriptor of that file: in a
+        handover another process has one too, and we would hear of that file under a number that means another one.
+        """
         if self.kinds[fd] == OBJECT:
             del self.objects[fd]
         self.kinds[fd] = NONE
@@ -116,9 +137,8 @@ class Loop:
 
     def close(self, fd: int) -> None:
         """Close it once the events at hand are done with: its number must not be given out again before."""
-        if self.kinds[fd] == OBJECT:
-            del self.objects[fd]
-        self.kinds[fd] = NONE
+        if self.kinds[fd]:
+            self.unwatch(fd)
         self._dead.append(fd)
 
     # ---- time
@@ -133,11 +153,18 @@ class Loop:
         """Return from `run` after the events at hand."""
         self._stopping = True
 
+    def pause(self, action: Callable[[], None]) -> None:
+        """Call `action` soon, while no event or timer is being handled and nothing is left to be closed."""
+        self._interlude = action
+
     def run(self, crowds: dict[int, Crowd]) -> None:
         """:param crowds: who handles ACCEPTED and UPSTREAM"""
         poll, kinds, objects, timers = self._epoll.poll, self.kinds, self.objects, self._timers
         clock = time.monotonic
         while not self._stopping:
+            if self._interlude is not None:
+                self._play_interlude()
+                continue
             timeout = -1.0
             if timers:
                 timeout = max(timers[0][0] - clock(), 0.0)
@@ -162,6 +189,15 @@ class Loop:
                     complain(f"timer {getattr(action, '__qualname__', action)}")
             if self._dead:
                 self._bury()
+
+    def _play_interlude(self) -> None:
+        action, self._interlude = self._interlude, None
+        try:
+            if action is not None:
+                action()
+        except Exception:
+            complain("interlude")
+        self.now = time.monotonic()
 
     def _bury(self) -> None:
         dead, self._dead = self._dead, []

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from xlb.keeper.estate import PoolEstate
 from xlb.keeper.kernel import Destination, PoolTarget
 
 MAX_CONNECTING: Final = 64  # connections of one pool that are being made at once
@@ -87,6 +88,29 @@ class Pool:
             return  # of the same moment as one before
         self._pause = min(self._pause * 2, _LONGEST_PAUSE) if self._pause else _FIRST_PAUSE
         self.not_before = now + self._pause
+
+    def save(self, *, given_up: bool, remote: bool) -> PoolEstate:
+        """For a successor.  It finds out anew how many connections are idle."""
+        return PoolEstate(
+            number=self.number,
+            target=self.target,
+            depth=self.depth,
+            destination=self.destination,
+            given_up=given_up,
+            remote=remote,
+            remote_until=self.remote_until,
+            not_before=self.not_before,
+            pause=self._pause,
+        )
+
+    @classmethod
+    def restore(cls, left: PoolEstate) -> Pool:
+        """Of a predecessor; its members have to join it."""
+        pool = cls(left.number, left.target, left.depth, left.destination)
+        pool.remote_until = left.remote_until
+        pool.not_before = left.not_before
+        pool._pause = left.pause
+        return pool
 
     def succeeded(self) -> None:
         """A connection was made and has its B."""

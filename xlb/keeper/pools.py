@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from bpf.maps import BpfError
 from xlb.keeper.clients import is_until_close
+from xlb.keeper.estate import PoolEstate, UpstreamEstate
 from xlb.keeper.kernel import Destination, Kernel, PoolTarget
 from xlb.keeper.loop import UPSTREAM, Loop, complain
 from xlb.keeper.pool import Pool, surplus
@@ -76,6 +77,52 @@ class Pools:
 
     def find(self, cookie: int) -> Upstream | None:
         return self._by_cookie.get(cookie)
+
+    # ---- handover
+
+    def save(self) -> tuple[tuple[PoolEstate, ...], tuple[UpstreamEstate, ...]]:
+        """For a successor: the pools, and the connections with the indexes of theirs."""
+        current = set(self._pools.values())
+        # Those that were given up live on in their connections.
+        known = dict.fromkeys((*self._pools.values(), *(one.pool for one in self._by_fd.values())))
+        index = {pool: number for number, pool in enumerate(known)}
+        pools = tuple(pool.save(given_up=pool not in current, remote=pool in self._remote) for pool in known)
+        upstreams = tuple(
+            UpstreamEstate(one.fd, one.cookie, index[one.pool], one.since, one.young, one.retiring)
+            for one in self._by_fd.values()
+        )
+        return pools, upstreams
+
+    def restore(
+        self, pools: Iterable[PoolEstate], upstreams: Iterable[UpstreamEstate], silent: Container[int]
+    ) -> list[Pool]:
+        """Of a predecessor.
+
+        :param silent: cookies of those U that somebody else is to watch
+        :returns: the pools, in the same order
+        """
+        known: list[Pool] = []
+        for left in pools:
+            pool = Pool.restore(left)
+            known.append(pool)
+            if not left.given_up:
+                self._pools[pool.number] = pool
+            if left.remote:
+                self._remote.add(pool)
+        for one in upstreams:
+            pool = known[one.pool]
+            upstream = Upstream(one.fd, one.cookie, pool, one.since, one.young, one.retiring)
+            self._by_fd[one.fd] = self._by_cookie[one.cookie] = upstream
+            pool.members.add(one.fd)
+            pool.young += one.young
+            if one.young:
+                self._young.append(upstream)
+            if one.retiring:
+                self._retiring.add(upstream)
+            if one.cookie not in silent:
+                self._loop.watch(one.fd, UPSTREAM)
+        self._schedule_young()
+        return known
 
     # ---- opening
 

@@ -6,10 +6,12 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from bpf.maps import BpfError
 from xlb.keeper.accepted import Accepted
+from xlb.keeper.estate import FeedEstate, RelayEstate
 from xlb.keeper.inject import Feed, InjectError, Tools
 from xlb.keeper.kernel import GONE, Destination
 from xlb.keeper.loop import complain
@@ -77,6 +79,16 @@ class Relays:
             return -1
         return made.detach()
 
+    def save(self) -> tuple[RelayEstate, ...]:
+        """For a successor."""
+        return tuple(relay.save() for relay in self.open)
+
+    def restore(self, left: Iterable[RelayEstate]) -> None:
+        """Of a predecessor."""
+        for one in left:
+            self.open.add(Relay.restore(self._tools, self, one))
+            self.accepted.count_in(one.a)
+
     def look_after(self) -> None:
         """Once a second: end those whose client has gone without our hearing of it."""
         for relay in list(self.open):
@@ -90,8 +102,18 @@ class Relays:
 class Relay:
     """A ↔ E; what Envoy says is injected into C."""
 
-    def __init__(self, tools: Tools, relays: Relays, a: int, e: int, client: int, before: bytes, once: bool) -> None:
-        """Raises InjectError.
+    def __init__(
+        self,
+        tools: Tools,
+        relays: Relays,
+        a: int,
+        e: int,
+        client: int,
+        before: bytes,
+        once: bool,
+        left: FeedEstate | None = None,
+    ) -> None:
+        """Raises InjectError; not with `left`, see `restore`.
 
         :param e: -1: Envoy cannot be reached
         :param once: C is relayed for one exchange; after it, bytes on A may be for somebody else
@@ -110,7 +132,35 @@ class Relay:
         self._blocked = bool(before)  # E does not take more for now
         self._ended = False
         self._active = tools.loop.now  # when something was last moved
-        self._feed = Feed(tools, self, e, client, relays.limit)
+        self._feed = Feed(tools, self, e, client, left.limit if left else relays.limit, left)
+
+    def save(self) -> RelayEstate:
+        """For a successor."""
+        return RelayEstate(
+            a=self._a,
+            e=self._e,
+            client=self._client,
+            once=self._once,
+            head=self._head,
+            a_done=self._a_done,
+            blocked=self._blocked,
+            active=self._active,
+            out=self._out,
+            feed=self._feed.save(),
+        )
+
+    @classmethod
+    def restore(cls, tools: Tools, relays: Relays, left: RelayEstate) -> Relay:
+        """Of a predecessor."""
+        relay = cls(tools, relays, left.a, left.e, left.client, left.out, left.once, left.feed)
+        relay._head = left.head
+        relay._a_done = left.a_done
+        relay._blocked = left.blocked
+        relay._active = left.active
+        tools.loop.adopt(left.a, relay)
+        tools.loop.adopt(left.e, relay)
+        relay._listen()
+        return relay
 
     def begin(self) -> None:
         loop = self._tools.loop

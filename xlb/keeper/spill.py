@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
+from xlb.keeper.estate import FeedEstate, FrameEstate, SpillEstate, UploadEstate
 from xlb.keeper.framer import Flag, Framer
 from xlb.keeper.inject import Feed, Tools
 from xlb.keeper.loop import OBJECT
@@ -39,8 +40,9 @@ class Spill:
         framer: Framer,
         limit: int,
         on_end: Callable[[Spill, SpillEnd], None],
+        left: FeedEstate | None = None,
     ) -> None:
-        """:param fd: of U, which nobody watches any more.  Raises InjectError."""
+        """:param fd: of U, which nobody watches any more.  Raises InjectError; not with `left`, see `restore`."""
         self._tools = tools
         self.fd = fd
         self.client = client
@@ -48,11 +50,41 @@ class Spill:
         self._on_end = on_end
         self._ended = False
         self._trailing = False  # more came than the response has
-        self._feed = Feed(tools, self, fd, client, limit)
+        self._feed = Feed(tools, self, fd, client, limit, left)
 
     def begin(self) -> None:
         self._tools.loop.watch_object(self.fd, self)
         self._feed.pump()
+
+    def save(self, upstream: int, backend: int) -> SpillEstate:
+        """For a successor.
+
+        :param upstream: cookies of U and its B
+        """
+        return SpillEstate(
+            upstream, backend, self.client, self._trailing, FrameEstate.of(self.framer), self._feed.save()
+        )
+
+    @classmethod
+    def restore(cls, tools: Tools, left: SpillEstate, fd: int, on_end: Callable[[Spill, SpillEnd], None]) -> Spill:
+        """Of a predecessor.
+
+        :param fd: of U
+        """
+        spill = cls(
+            tools,
+            fd,
+            left.client,
+            Framer.of_response(left.frame, left.frame.to_head),
+            left.feed.limit,
+            on_end,
+            left.feed,
+        )
+        spill._trailing = left.trailing
+        tools.loop.adopt(fd, spill)
+        if not left.feed.waiting:
+            spill.on_wait(False)
+        return spill
 
     def on_events(self, fd: int, events: int) -> None:
         self._feed.pump()
@@ -126,8 +158,9 @@ class Upload:
         framer: Framer,
         limit: int,
         on_end: Callable[[Upload, UploadEnd], None],
+        left: FeedEstate | None = None,
     ) -> None:
-        """:param fd: of A, which nobody watches any more.  Raises InjectError."""
+        """:param fd: of A, which nobody watches any more.  Raises InjectError; not with `left`, see `restore`."""
         self._tools = tools
         self.fd = fd
         self.client = client
@@ -138,11 +171,29 @@ class Upload:
         self._taken = 0  # bytes read from A
         self._back = False  # C is on the kernel's way again
         self.rest = b""  # what came behind the body
-        self._feed = Feed(tools, self, fd, backend, limit)
+        self._feed = Feed(tools, self, fd, backend, limit, left)
 
     def begin(self) -> None:
         self._tools.loop.watch_object(self.fd, self)
         self._feed.pump()
+
+    def save(self) -> UploadEstate:
+        """For a successor."""
+        frame, feed = FrameEstate.of(self.framer), self._feed.save()
+        return UploadEstate(self.fd, self.client, self.backend, self._taken, self._back, self.rest, frame, feed)
+
+    @classmethod
+    def restore(cls, tools: Tools, left: UploadEstate, on_end: Callable[[Upload, UploadEnd], None]) -> Upload:
+        """Of a predecessor."""
+        framer = Framer.of_request(left.frame)
+        upload = cls(tools, left.a, left.client, left.backend, framer, left.feed.limit, on_end, left.feed)
+        upload._taken = left.taken
+        upload._back = left.back
+        upload.rest = left.rest
+        tools.loop.adopt(left.a, upload)
+        if not left.feed.waiting:
+            upload.on_wait(False)
+        return upload
 
     def on_events(self, fd: int, events: int) -> None:
         self._feed.pump()
