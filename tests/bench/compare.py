@@ -42,6 +42,7 @@ class Comparison:
 
     prefix: tuple[str, ...]
     processes: tuple[subprocess.Popen[bytes], ...]
+    own_envoy: str  # HOST:PORT of the client's listener in the node Envoy
 
     def targets(self, load: Load) -> dict[Peer, Target]:
         """Which peers carry this load, and how they are reached."""
@@ -51,11 +52,12 @@ class Comparison:
             Peer.XLB: Target(f"http://{peers.VIP}{path}", self.prefix),
             Peer.NODE_ENVOY: Target(f"http://{peers.NODE_ENVOY}{path}"),
             Peer.SIDECARS: Target(f"http://{peers.SIDECAR_CLIENT}{path}"),
+            Peer.SAME_RULES: Target(f"http://{self.own_envoy}{path}"),
         }
         left_out = {
-            Load.KEEP_ALIVE: (),
+            Load.KEEP_ALIVE: (Peer.SAME_RULES,),
             Load.SLOW_PATH: (Peer.DIRECT, Peer.SIDECARS),
-            Load.CONNECTION_EACH: (Peer.SIDECARS,),
+            Load.CONNECTION_EACH: (Peer.SIDECARS, Peer.SAME_RULES),
         }[load]
         return {peer: target for peer, target in everyone.items() if peer not in left_out}
 
@@ -91,7 +93,8 @@ def start_peers(lab: Lab, mesh: Mesh, workers: int = 1) -> Comparison:
     ]
     for address in (peers.MESHED_BACKEND, peers.PLAIN_BACKEND, *(listen for _, listen, _ in envoys)):
         lab.wait_listening("a peer", address.host, address.port)
-    comparison = Comparison(mesh.exec_prefix(CLIENT, CLIENT_LABELS), tuple(processes))
+    own = mesh.envoy_listener(CLIENT, peers.VIP.port)
+    comparison = Comparison(mesh.exec_prefix(CLIENT, CLIENT_LABELS), tuple(processes), own)
     for load in Load:
         for peer, target in comparison.targets(load).items():
             body = lab.run([*target.prefix, *curl_command(target.url)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, Final
 import yaml
 
 from tests.bench.lab import Lab, LabError
+from xlb.envoy import admin_request
 
 ADS: Final = ("127.0.0.1", 15010)
 NAMESPACE: Final = "default"
@@ -106,6 +108,19 @@ class Mesh:
         """Push received -> in force, as the agent measured it; None before the first push."""
         told = self.status().get("push", {}).get("p99_ms")
         return None if told is None else float(told)
+
+    def envoy_listener(self, workload: str, port: int) -> str:
+        """HOST:PORT of the node Envoy's listener for what a workload sends to a port.  Raises LabError."""
+        try:
+            _, body = admin_request(self.run_dir / "envoy-admin.sock", "/listeners?format=json")
+            listeners = json.loads(body)["listener_statuses"]
+        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            raise LabError(f"the node Envoy does not tell its listeners: {error}") from error
+        for listener in listeners:
+            if workload in listener["name"] and listener["name"].endswith(f"_{port}"):
+                address = listener["local_address"]["socket_address"]
+                return f"{address['address']}:{address['port_value']}"
+        raise LabError(f"the node Envoy has no listener for port {port} of {workload}")
 
     def explain(
         self, workload: str, method: str, url: str, headers: Sequence[tuple[str, str]] = ()

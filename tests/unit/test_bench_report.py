@@ -82,7 +82,11 @@ def test_ratios_and_targets() -> None:
                         Peer.XLB: [sample(150, 60)],
                         Peer.NODE_ENVOY: [sample(40)],
                     },
-                    Load.SLOW_PATH: {Peer.XLB: [sample(39)], Peer.NODE_ENVOY: [sample(40)]},
+                    Load.SLOW_PATH: {
+                        Peer.XLB: [sample(39)],
+                        Peer.SAME_RULES: [sample(40)],
+                        Peer.NODE_ENVOY: [sample(50)],
+                    },
                 }
             )
         )
@@ -90,6 +94,7 @@ def test_ratios_and_targets() -> None:
     assert set(found) == {
         "keep_alive.throughput_vs_direct",
         "keep_alive.throughput_vs_node_envoy",
+        "slow_path.throughput_vs_same_rules",
         "slow_path.throughput_vs_node_envoy",
         "keep_alive.p50_vs_direct",
         "keep_alive.p99_vs_direct",
@@ -97,7 +102,8 @@ def test_ratios_and_targets() -> None:
     }
     assert found["keep_alive.throughput_vs_direct"].reached is True
     assert found["keep_alive.throughput_vs_node_envoy"].reached is False
-    assert found["slow_path.throughput_vs_node_envoy"].reached is False
+    assert found["slow_path.throughput_vs_same_rules"].reached is False
+    assert found["slow_path.throughput_vs_node_envoy"].reached is None
     assert found["keep_alive.p50_vs_direct"].reached is True
     assert found["keep_alive.p99_vs_direct"].reached is None
 
