@@ -7,7 +7,7 @@ PY := .venv/bin/python
 export PYTHON
 
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
-C_SOURCES = $(wildcard bpf/*.bpf.c bpf/*.c bpf/include/*.h)
+C_SOURCES = $(wildcard bpf/*.bpf.c bpf/*.c bpf/include/*.h tests/fuzz/native/*.[ch])
 
 .PHONY: help
 help: ## this list
@@ -67,6 +67,10 @@ bench: needs-root setup build ## XLB beside its peers: a table and bench-results
 .PHONY: oracle
 oracle: needs-root setup build ## SCENARIOS=DIR [ONLY=name]: what Envoy did with captured configuration, and what we do
 	@$(PY) -m tests.oracle $(if $(SCENARIOS),$(SCENARIOS),tests/data/scenarios) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: fuzz
+fuzz: setup ## the parser of requests: libFuzzer, then a real Envoy beside it; FUZZ_SECONDS=300 FUZZ_SEED=0
+	@nice -n 10 $(PY) -m tests.fuzz.run
 
 .PHONY: clean
 clean: ## remove what was built and installed into this folder

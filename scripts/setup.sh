@@ -16,6 +16,7 @@ ENVOY_VERSION=1.40.0
 # What each package is for:
 PACKAGES=(
     clang-19        # compiles the BPF objects (bpf/build)
+    libclang-rt-19-dev # libFuzzer, AddressSanitizer, UBSan: the parser's user-space build (tests/fuzz)
     llvm-19         # llvm-strip: takes DWARF out of the objects, leaves BTF
     clang-format-19 # make lint
     libbpf-dev      # bpf_helpers.h and friends

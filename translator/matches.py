@@ -24,6 +24,7 @@ _CHANGED_BEFORE_ROUTING: Final = frozenset(
         "host",
         "keep-alive",
         "proxy-connection",
+        "referer",
         "te",
         "transfer-encoding",
         "upgrade",

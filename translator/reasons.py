@@ -25,7 +25,7 @@ class Reason(IntEnum):
     EXPECT = 8
     UPGRADE = 9  # upgrade, CONNECT: tunnels
     HOP_BY_HOP_HEADER = 10  # te, proxy-connection, connection options other than close and keep-alive
-    X_ENVOY_HEADER = 11  # x-envoy-*: Envoy strips or honours them
+    X_ENVOY_HEADER = 11  # x-envoy-*, x-forwarded-client-cert, empty x-forwarded-proto: Envoy strips or honours them
     HOST_HEADER = 12  # none, several, or one the kernel does not read (userinfo, non-ASCII ...)
     TARGET_FORM = 13  # absolute-form, authority-form, "*"
     PATH_NORMALIZATION = 14  # a path that Envoy's normalisation might change
@@ -33,6 +33,7 @@ class Reason(IntEnum):
     GRPC = 16  # content-type application/grpc*
     PIPELINED = 17  # sent before the previous response was complete
     BODY_TOO_LARGE = 18  # beyond what may be queued at a backend without back pressure
+    METHOD = 19  # none of the usual ones: Envoy answers 400 to those that it does not know
 
     # 50-69: state of the data path when the request came.
     CONNECTION_RELAYED = 50  # an earlier request on this connection went to the relay

@@ -33,7 +33,8 @@ class Request:
             yield name.lower(), value.strip(" \t")
 
 
-_SAFE_PATH: Final = re.compile(r"[A-Za-z0-9\-_.~!$&'()*+,;=:@/]*")
+_USUAL_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SAFE_PATH: Final = re.compile(r"[A-Za-z0-9\-_.~!$&'()*+,=:@/]*")
 _SAFE_QUERY: Final = re.compile(r"[\x21-\x22\x24-\x7e]*")
 _HOST: Final = re.compile(r"[A-Za-z0-9.\-_]+(:[0-9]+)?")
 _LONGEST_BODY: Final = 1 << 62
@@ -46,14 +47,16 @@ def head_reason(request: Request, names: frozenset[str], limits: Limits) -> Reas
 
     The head is read once, front to back, and the first thing found decides; the C parser keeps to the same order:
 
-    1. The request line.  Method CONNECT: UPGRADE.  A target that does not begin with "/": TARGET_FORM.  A path
-       (before "?") with a byte outside `A-Za-z0-9-_.~!$&'()*+,;=:@/`, with "//" or a segment "." or "..", a query
-       with a byte outside 0x21-0x7e, or "#" anywhere: PATH_NORMALIZATION.  (Then the version, which a `Request` has
-       not: NOT_HTTP11.)
+    1. The request line.  Method CONNECT: UPGRADE.  A method other than GET, HEAD, POST, PUT, PATCH, DELETE and
+       OPTIONS: METHOD.  A target that does not begin with "/": TARGET_FORM.  A path (before "?") with a byte outside
+       `A-Za-z0-9-_.~!$&'()*+,=:@/`, with "//" or a segment "." or "..", a query with a byte outside 0x21-0x7e, or "#"
+       anywhere: PATH_NORMALIZATION.  (";" is outside because Envoy takes "..;x" for "..".)  (Then the version, which a
+       `Request` has not: NOT_HTTP11.)
     2. Each header line in order, its name compared without regard to case.  More than `limits.headers` lines:
        TOO_MANY_HEADERS; a line that ends beyond `limits.head` bytes: HEAD_TOO_LONG; then, by name:
-       `x-envoy-*`: X_ENVOY_HEADER.  `te`, `proxy-connection`: HOP_BY_HOP_HEADER.  `connection` with an option (comma
-       separated, blanks and empty ones ignored, any case) other than close and keep-alive: HOP_BY_HOP_HEADER.
+       `x-envoy-*`, `x-forwarded-client-cert`, `x-forwarded-proto` without a value: X_ENVOY_HEADER.  `te`,
+       `proxy-connection`: HOP_BY_HOP_HEADER.  `connection` with an option (comma separated, blanks and empty ones
+       ignored, any case) other than close and keep-alive: HOP_BY_HOP_HEADER.
        `upgrade`: UPGRADE.  `expect`: EXPECT.  `content-type` whose value begins with "application/grpc" (in this
        case: Envoy's isGrpcRequestHeaders): GRPC.  `host` that is not NAME or NAME:DIGITS with NAME of `A-Za-z0-9.-_`:
        HOST_HEADER.  After that, a name in `names` for the second time: REPEATED_HEADER.
@@ -104,6 +107,8 @@ def _is_length(value: str) -> bool:
 def _request_line_reason(request: Request) -> Reason:
     if request.method == "CONNECT":
         return Reason.UPGRADE
+    if request.method not in _USUAL_METHODS:
+        return Reason.METHOD
     if not request.path.startswith("/"):
         return Reason.TARGET_FORM
     path, _, query = request.path.partition("?")
@@ -115,7 +120,7 @@ def _request_line_reason(request: Request) -> Reason:
 
 
 def _line_reason(name: str, value: str) -> Reason:
-    if name.startswith("x-envoy-"):
+    if name.startswith("x-envoy-") or name == "x-forwarded-client-cert" or (name == "x-forwarded-proto" and not value):
         return Reason.X_ENVOY_HEADER
     if name in _HOP_BY_HOP:
         return Reason.HOP_BY_HOP_HEADER
@@ -138,8 +143,10 @@ def canonical_path(path: str) -> str:
     """A path (without query) as Envoy's normalisation leaves it: RFC 3986 by way of Chromium's URL parser.
 
     Dot segments go, backslashes become slashes, escapes of unreserved characters are undone and what may not stand
-    in a path is escaped; "//" and "%2F" stay.  Source: googleurl `url_canon_path.cc`.
+    in a path is escaped; "//" and "%2F" stay.  Source: googleurl `url_canon_path.cc`.  Before that, Envoy takes the
+    parameters off dot segments as they are written, so that "..;x" is one too (CVE-2026-73551).
     """
+    path = _DOT_PARAMETERS.sub(r"\1", path)
     out: list[str] = []
     i = 0
     while i < len(path):
@@ -166,6 +173,7 @@ def canonical_path(path: str) -> str:
     return "".join(out)
 
 
+_DOT_PARAMETERS: Final = re.compile(r"(/\.\.?);[^/]*")
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9\-._~]")
 _MUST_ESCAPE: Final = frozenset('"#<>?`{}|^')

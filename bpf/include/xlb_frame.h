@@ -86,6 +86,10 @@ static __always_inline long xlb_frame_head_end(struct xlb_frame *f, __u32 input)
 	/* RFC 9112, 6.1: a transfer coding in HTTP/1.0 is faulty framing, and so is one beside a length. */
 	if ((flags & XLB_FRAME_CHUNKED) && (flags & (XLB_FRAME_LENGTH | XLB_FRAME_HTTP10)))
 		return xlb_frame_error(f);
+	/* These have no body (RFC 9112, 6.3), and must not say so either (RFC 9110, 8.6): Envoy answers 502. */
+	if ((f->status < 200 || f->status == 204) &&
+	    ((flags & XLB_FRAME_CHUNKED) || ((flags & XLB_FRAME_LENGTH) && f->rest)))
+		return xlb_frame_error(f);
 	if (f->status == 101) {
 		f->flags = flags | XLB_FRAME_HEAD;
 		f->phase = XLB_PHASE_TUNNEL;

@@ -74,6 +74,7 @@ struct xlb_head_state {
 	__u32 bad_length;
 	__u32 codings;
 	__u32 bad_coding;
+	__u32 odd_method;
 };
 
 /* Where xlb_match is: kept here because stacks of BPF programs are small. */
@@ -157,6 +158,7 @@ enum {
 
 #define XLB_CHAR_WORD (XLB_CHAR_TOKEN | XLB_CHAR_PATH | XLB_CHAR_HOST)
 
+/* Not XLB_CHAR_PATH: ';', because Envoy takes a segment "..;x" for "..". */
 static const __u8 xlb_chars[256] = {
 	['A' ... 'Z'] = XLB_CHAR_WORD | XLB_CHAR_UPPER,
 	['a' ... 'z'] = XLB_CHAR_WORD,
@@ -174,7 +176,6 @@ static const __u8 xlb_chars[256] = {
 	['('] = XLB_CHAR_PATH,
 	[')'] = XLB_CHAR_PATH,
 	[','] = XLB_CHAR_PATH,
-	[';'] = XLB_CHAR_PATH,
 	['='] = XLB_CHAR_PATH,
 	[':'] = XLB_CHAR_PATH,
 	['@'] = XLB_CHAR_PATH,

@@ -21,7 +21,7 @@ NOBODY: frozenset[str] = frozenset()
 HARMLESS = frozenset(
     {
         *(Reason.NONE, Reason.X_ENVOY_HEADER, Reason.GRPC, Reason.PATH_NORMALIZATION, Reason.HOST_HEADER),
-        *(Reason.TARGET_FORM, Reason.HOP_BY_HOP_HEADER),
+        *(Reason.TARGET_FORM, Reason.HOP_BY_HOP_HEADER, Reason.METHOD),
     }
 )
 HEAD = b"GET /a HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -78,6 +78,8 @@ TARGETS = (
         "/a/../b",
         "/a/.",
         "/.",
+        "/a;b",
+        "/..;b",
     ),
     *("/a/..", "/..", "/../", "/./", "/.a", "/a.", "/a..", "/...", "/a/.../b", "/a/..b", "/%41", "/a\\b", "/a^b"),
     *("/caf\xe9", "/a#b", "/a?b#c", "/a?caf\xe9", "/a?" + "b" * 300 + "#", "/" + "a" * 700 + "//", "/a" * 300),
@@ -119,6 +121,13 @@ LINES: tuple[tuple[tuple[str, str], ...], ...] = (
     (("x-envoy-", ""),),
     *(((f"x-envoy-{'x' * n}", ""),) for n in range(12)),
     (("x-envoy", "1"),),
+    (("x-forwarded-client-cert", "Subject=x"),),
+    (("X-Forwarded-Client-Cert", ""),),
+    (("x-forwarded-client-cerx", ""),),
+    (("x-forwarded-proto", ""),),
+    (("X-Forwarded-Proto", " "),),
+    (("x-forwarded-proto", "http"),),
+    (("x-forwarded-protx", ""),),
     (("content-type", "application/grpc-web+proto"),),
     (("content-type", "application/grpc"),),
     (("content-type", "application/grp"),),
@@ -403,7 +412,9 @@ HOSTS_ANY = st.sampled_from(("a", "a.b.c", "10.0.0.1:80", "a:", "", "[::1]")) | 
 )
 REQUESTS = st.builds(
     Request,
-    st.sampled_from(("GET", "POST", "HEAD", "CONNECT", "DELETE", "OPTIONS")),
+    st.sampled_from(
+        ("GET", "POST", "HEAD", "CONNECT", "DELETE", "OPTIONS", "PUT", "PATCH", "TRACE", "GE", "GETS", "OPTIONSX", "X")
+    ),
     HOSTS_ANY,
     TARGETS_ANY,
     st.lists(st.tuples(NAMES, VALUES), max_size=8).map(tuple),

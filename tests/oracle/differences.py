@@ -73,6 +73,13 @@ DIFFERENCES: Final = (
     ),
     Difference(
         Side.REQUEST,
+        "referer",
+        "drops one that is no URL, or has a fragment or a user in it",
+        "passes on what the client wrote",
+        f"{_SAME_BYTES}; rules that look at it are Envoy's",
+    ),
+    Difference(
+        Side.REQUEST,
         "connection, keep-alive",
         "drops them: they are between two hops",
         "are passed on, but for a `connection: close` of the client, whose value is blanked",

@@ -21,7 +21,10 @@ def reason(path: str = "/", host: str = "a", method: str = "GET", headers: tuple
     [
         ("/", Reason.NONE),
         ("/a/b.c/..d/...?x=%2F//../[]{}|\"'", Reason.NONE),
-        ("/-_.~!$&'()*+,;=:@/Az09", Reason.NONE),
+        ("/-_.~!$&'()*+,=:@/Az09", Reason.NONE),
+        ("/a;b", Reason.PATH_NORMALIZATION),
+        ("/..;b", Reason.PATH_NORMALIZATION),
+        ("/a?;", Reason.NONE),
         ("/?", Reason.NONE),
         ("//", Reason.PATH_NORMALIZATION),
         ("/a//b", Reason.PATH_NORMALIZATION),
@@ -78,6 +81,9 @@ def test_hosts(host: str, expected: Reason) -> None:
         ((("Expect", "100-continue"),), Reason.EXPECT),
         ((("X-Envoy-Max-Retries", "1"),), Reason.X_ENVOY_HEADER),
         ((("x-envoy", "1"),), Reason.NONE),
+        ((("X-Forwarded-Client-Cert", "x"),), Reason.X_ENVOY_HEADER),
+        ((("x-forwarded-proto", " "),), Reason.X_ENVOY_HEADER),
+        ((("x-forwarded-proto", "https"),), Reason.NONE),
         ((("content-type", "application/grpc-web+proto"),), Reason.GRPC),
         ((("content-type", "application/json"),), Reason.NONE),
         ((("x-user", "a"), ("x-other", "a"), ("x-other", "a")), Reason.NONE),
@@ -104,7 +110,13 @@ def test_header_lines(headers: tuple[tuple[str, str], ...], expected: Reason) ->
     assert reason(headers=headers) is expected
 
 
+@pytest.mark.parametrize("method", ["TRACE", "get", "GE", "GETS", "OPTIONSX", "PROPFIND"])
+def test_other_methods(method: str) -> None:
+    assert reason(method=method) is Reason.METHOD
+
+
 def test_the_request_line_comes_first() -> None:
+    assert reason("//", method="FOO") is Reason.METHOD
     assert reason("a:443", method="CONNECT", headers=(("te", ""),)) is Reason.UPGRADE
     assert reason("//", headers=(("te", ""),)) is Reason.PATH_NORMALIZATION
 
@@ -135,6 +147,14 @@ def test_size() -> None:
         ("/a\\b", "/a/b"),
         ("/a b", "/a%20b"),
         ("/100%", "/100%"),
+        ("/a/..;b/c", "/c"),  # the rest as well
+        ("/.;a", "/"),
+        ("/a/.;..;/b", "/a/b"),
+        ("/a/;../b", "/a/;../b"),
+        ("/a/...;b", "/a/...;b"),
+        ("/a/..;b\\c/d", "/d"),
+        ("/a\\..;b", "/a/..;b"),
+        ("/a/%2e.;b/c", "/a/..;b/c"),
     ],
 )
 def test_normalisation(path: str, expected: str) -> None:

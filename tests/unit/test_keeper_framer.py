@@ -98,6 +98,9 @@ BROKEN = {
     "size too large": HEAD + CODED + b"f" * 16 + b"\r\n",
     "bare LF behind a size": HEAD + CODED + b"1\n",
     "no end of line behind a chunk": HEAD + CODED + b"1\r\nxy\r\n",
+    "204 with a length": b"HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n",
+    "204 with a coding": b"HTTP/1.1 204 No Content\r\n" + CODED,
+    "103 with a length": b"HTTP/1.1 103 Early Hints\r\ncontent-length: 5\r\n\r\n",
     "bad trailer": HEAD + CODED + b"0\r\nx y\r\n",
 }
 

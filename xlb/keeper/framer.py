@@ -316,6 +316,10 @@ class Framer:
         if flags & Flag.CHUNKED and flags & (Flag.LENGTH | Flag.HTTP10):
             self._fail()
             return
+        # As in xlb_frame.h: a status without a body must not say that it has one (RFC 9110, 8.6).
+        if (self.status < 200 or self.status == 204) and (flags & Flag.CHUNKED or (flags & Flag.LENGTH and self.rest)):
+            self._fail()
+            return
         if self.status == 101:
             self.flags |= Flag.HEAD
             self.phase = Phase.TUNNEL
