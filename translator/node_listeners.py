@@ -26,6 +26,7 @@ from translator.node_filters import (
     Rewrite,
     access_logs,
     filters,
+    rest_idle_filters,
     rewrite_packed,
     tracing,
 )
@@ -144,6 +145,7 @@ def _manager(manager: Any, scope: Scope, path: str) -> None:
         raise Malformed(f"{path}.{specifier or 'route_specifier'}", "cannot be passed on to Envoy")
     manager.stat_prefix = scope.name(manager.stat_prefix)
     filters(manager.http_filters, HTTP, scope, f"{path}.http_filters")
+    rest_idle_filters(manager.http_filters, scope)
     for upgrade in manager.upgrade_configs:
         filters(upgrade.filters, HTTP, scope, f"{path}.upgrade_configs[{upgrade.upgrade_type}].filters")
     access_logs(manager.access_log, scope)

@@ -93,7 +93,9 @@ def start_peers(lab: Lab, mesh: Mesh, workers: int = 1) -> Comparison:
     ]
     for address in (peers.MESHED_BACKEND, peers.PLAIN_BACKEND, *(listen for _, listen, _ in envoys)):
         lab.wait_listening("a peer", address.host, address.port)
+    lab.wait(f"the node Envoy's listener for {CLIENT}", lambda: bool(mesh.envoy_listener(CLIENT, peers.VIP.port)))
     own = mesh.envoy_listener(CLIENT, peers.VIP.port)
+    assert own is not None
     comparison = Comparison(mesh.exec_prefix(CLIENT, CLIENT_LABELS), tuple(processes), own)
     for load in Load:
         for peer, target in comparison.targets(load).items():

@@ -109,8 +109,11 @@ class Mesh:
         told = self.status().get("push", {}).get("p99_ms")
         return None if told is None else float(told)
 
-    def envoy_listener(self, workload: str, port: int) -> str:
-        """HOST:PORT of the node Envoy's listener for what a workload sends to a port.  Raises LabError."""
+    def envoy_listener(self, workload: str, port: int) -> str | None:
+        """HOST:PORT of the node Envoy's listener for what a workload sends to a port; None until there is one.
+
+        Raises LabError.
+        """
         try:
             _, body = admin_request(self.run_dir / "envoy-admin.sock", "/listeners?format=json")
             listeners = json.loads(body)["listener_statuses"]
@@ -120,7 +123,7 @@ class Mesh:
             if workload in listener["name"] and listener["name"].endswith(f"_{port}"):
                 address = listener["local_address"]["socket_address"]
                 return f"{address['address']}:{address['port_value']}"
-        raise LabError(f"the node Envoy has no listener for port {port} of {workload}")
+        return None
 
     def explain(
         self, workload: str, method: str, url: str, headers: Sequence[tuple[str, str]] = ()

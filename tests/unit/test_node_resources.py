@@ -154,6 +154,7 @@ def test_a_sidecars_listener_becomes_a_bound_one_that_asks_for_the_original_dest
         "envoy.filters.http.cors",
         "envoy.filters.http.router",
     ]
+    assert [f.disabled for f in manager.http_filters] == [True, True, True, False]  # till a route asks for them
     (proxy,) = bound.default_filter_chain.filters
     assert TcpProxy.FromString(proxy.typed_config.value).cluster == "v~PassthroughCluster"
 
