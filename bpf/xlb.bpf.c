@@ -16,13 +16,8 @@
 static __always_inline void xlb_follow_relayed(struct sk_msg_md *msg, struct xlb_conn *injector,
 					       struct xlb_conn *client)
 {
-	struct xlb_scratch *scratch = xlb_take_scratch();
-	__u32 size = xlb_size_of(msg), end = 0;
+	__u32 size = xlb_size_of(msg), end = xlb_walk_message(msg, &injector->frame, size, 1, client->head);
 
-	if (scratch) {
-		end = xlb_walk(msg, scratch, &injector->frame, size, 0, 1, client->head);
-		xlb_give_scratch(scratch);
-	}
 	if (end == size && injector->frame.phase != XLB_PHASE_ERROR && injector->frame.phase != XLB_PHASE_TUNNEL) {
 		if (injector->frame.phase != XLB_PHASE_DONE)
 			return;

@@ -42,8 +42,7 @@ static __always_inline __u32 xlb_add_close(struct sk_msg_md *msg, __u32 at)
 /* B sends something nobody asked for, or what it sends is not HTTP/1.1: it must not be used again. */
 static __always_inline int xlb_retire(struct sk_msg_md *msg, struct xlb_conn *backend, __u32 redirected)
 {
-	if (__sync_val_compare_and_swap(&backend->state, XLB_IDLE, XLB_RETIRED) == XLB_IDLE)
-		xlb_emit(XLB_EV_RETIRE, backend->pool, 0, backend->self, backend->alt, 0);
+	xlb_retire_from(backend, XLB_IDLE);
 	return xlb_pass(msg, backend, redirected);
 }
 
@@ -85,11 +84,7 @@ static __always_inline int xlb_backend(struct sk_msg_md *msg, struct xlb_conn *b
 		xlb_give_scratch(scratch);
 	}
 	if (backend->frame.phase == XLB_PHASE_ERROR || end < 1 || end > size) {
-		if (xlb_take_end(backend)) {
-			__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED);
-			xlb_emit(XLB_EV_BACKEND_GONE, backend->pool, to, backend->self, backend->alt,
-				 XLB_GONE_MALFORMED | (backend->response_bytes ? XLB_GONE_STARTED : 0));
-		}
+		xlb_end_malformed(backend, client, !!backend->response_bytes);
 		return xlb_pass(msg, backend, redirected);
 	}
 	backend->response_bytes += end;

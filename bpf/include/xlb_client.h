@@ -42,14 +42,12 @@ static __always_inline int xlb_relay_once(struct sk_msg_md *msg, struct xlb_conn
 	return xlb_pass_framed(msg, client, tp, size, redirected);
 }
 
-/* The rest of a head may come with the next send: hold back what there is.  User space cannot flush it, but a
- * connection that closes frees it, and the keeper looks for old ones. */
+/* The rest of a head may come with the next send: hold back what there is.  User space cannot flush it; a connection
+ * that closes frees it. */
 static __always_inline int xlb_cork(struct sk_msg_md *msg, struct xlb_conn *client, __u32 size)
 {
-	if (!client->corked) {
-		client->corked_since = bpf_ktime_get_ns();
+	if (!client->corked)
 		client->corks = 0;
-	}
 	client->corked = size;
 	client->corks++;
 	bpf_msg_apply_bytes(msg, 0);
@@ -188,8 +186,7 @@ static __always_inline int xlb_new_request(struct sk_msg_md *msg, struct xlb_con
 		client->in_flight = 0;
 		if (xlb_take_end(backend)) {
 			backend->peer = 0;
-			if (__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED) == XLB_BUSY)
-				xlb_emit(XLB_EV_RETIRE, backend->pool, 0, to, backend->alt, 0);
+			xlb_retire_from(backend, XLB_BUSY);
 		}
 		return xlb_relay(msg, client, XLB_REASON_REDIRECT_FAILED, 1);
 	}
@@ -213,7 +210,7 @@ static __always_inline int xlb_client_head(struct sk_msg_md *msg, struct xlb_con
 	int verdict;
 
 	/* What follows `close` is not for anybody, and so not for Envoy: see below. */
-	if (client->leave && !(client->closing & (XLB_CLOSING_CLIENT | XLB_CLOSING_BACKEND)))
+	if (client->leave && !xlb_is_closing(client))
 		return xlb_relay(msg, client, XLB_REASON_BYPASSED, redirected);
 	scratch = xlb_take_scratch();
 	if (!scratch)
@@ -238,9 +235,8 @@ static __always_inline int xlb_client_head(struct sk_msg_md *msg, struct xlb_con
 		verdict = xlb_relay(msg, client, scratch->head.reason ?: XLB_REASON_HEAD_INCOMPLETE, redirected);
 	else if (client->in_flight)
 		verdict = xlb_relay(msg, client, XLB_REASON_PIPELINED, redirected);
-	else if (client->closing & (XLB_CLOSING_CLIENT | XLB_CLOSING_BACKEND))
-		/* After "close" nothing is answered any more (RFC 9112, 9.6): A is about to end. */
-		verdict = xlb_pass(msg, client, redirected);
+	else if (xlb_is_closing(client))
+		verdict = xlb_pass(msg, client, redirected); /* A is about to end */
 	else
 		verdict = xlb_new_request(msg, client, tp, scratch, image, size, redirected, corked);
 out:
@@ -254,7 +250,6 @@ static __always_inline int xlb_client_body(struct sk_msg_md *msg, struct xlb_con
 {
 	__u32 size = xlb_size_of(msg), end;
 	struct xlb_config *config = xlb_get_config();
-	struct xlb_scratch *scratch;
 	struct xlb_conn *backend;
 	__u64 to = client->peer;
 
@@ -272,23 +267,15 @@ static __always_inline int xlb_client_body(struct sk_msg_md *msg, struct xlb_con
 		xlb_emit(XLB_EV_UPLOAD, backend->pool, client->self, to, backend->alt, 0);
 		return xlb_pass(msg, client, redirected);
 	}
-	if (client->frame.phase == XLB_PHASE_BODY) {
+	if (client->frame.phase == XLB_PHASE_BODY)
 		end = xlb_frame_skip(&client->frame, size);
-	} else {
-		scratch = xlb_take_scratch();
-		end = scratch ? xlb_walk(msg, scratch, &client->frame, size, 0, 0, 0) : 0;
-		if (scratch)
-			xlb_give_scratch(scratch);
-	}
+	else
+		end = xlb_walk_message(msg, &client->frame, size, 0, 0);
 	if (client->frame.phase == XLB_PHASE_ERROR || end < 1 || end > size) {
 		/* Not chunked as it said: B waits for a body that will not come.  End both. */
 		client->relayed = XLB_RELAYED_EVER;
 		client->in_request = 0;
-		if (xlb_take_end(backend)) {
-			__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED);
-			xlb_emit(XLB_EV_BACKEND_GONE, backend->pool, client->self, to, backend->alt,
-				 XLB_GONE_MALFORMED | XLB_GONE_STARTED);
-		}
+		xlb_end_malformed(backend, client, 1);
 		return xlb_pass(msg, client, redirected);
 	}
 	bpf_msg_apply_bytes(msg, end < size ? end : 0);
@@ -308,15 +295,11 @@ static __always_inline int xlb_client_body(struct sk_msg_md *msg, struct xlb_con
 static __always_inline int xlb_client_relayed(struct sk_msg_md *msg, struct xlb_conn *client, struct tcp_sock *tp,
 					      __u32 redirected)
 {
-	struct xlb_scratch *scratch;
 	__u32 size = xlb_size_of(msg), end;
 
 	if (!client->in_request)
 		return xlb_relay(msg, client, XLB_REASON_PIPELINED, redirected);
-	scratch = xlb_take_scratch();
-	end = scratch ? xlb_walk(msg, scratch, &client->frame, size, 0, 0, 0) : 0;
-	if (scratch)
-		xlb_give_scratch(scratch);
+	end = xlb_walk_message(msg, &client->frame, size, 0, 0);
 	if (client->frame.phase == XLB_PHASE_ERROR || end != size)
 		return xlb_relay(msg, client, XLB_REASON_PIPELINED, redirected);
 	return xlb_pass_framed(msg, client, tp, size, redirected);

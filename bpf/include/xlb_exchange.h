@@ -53,6 +53,19 @@ static __always_inline __u32 xlb_balance(void *image, const struct xlb_cluster *
 	return first;
 }
 
+/* B must not be used again, if it is in `state` still: the keeper closes its U. */
+static __always_inline void xlb_retire_from(struct xlb_conn *backend, __u32 state)
+{
+	if (__sync_val_compare_and_swap(&backend->state, state, XLB_RETIRED) == state)
+		xlb_emit(XLB_EV_RETIRE, backend->pool, 0, backend->self, backend->alt, 0);
+}
+
+/* After `close` nothing that C says is answered any more (RFC 9112, 9.6). */
+static __always_inline int xlb_is_closing(const struct xlb_conn *client)
+{
+	return client->closing & (XLB_CLOSING_CLIENT | XLB_CLOSING_BACKEND);
+}
+
 /* An idle connection of a pool, now busy; NULL if there is none. */
 static __always_inline struct xlb_conn *xlb_pop(__u32 pool)
 {
@@ -74,8 +87,7 @@ static __always_inline struct xlb_conn *xlb_pop(__u32 pool)
 		if (sk &&
 		    (sk->__sk_common.skc_state == XLB_TCP_ESTABLISHED || sk->__sk_common.skc_state == XLB_TCP_SYN_RECV))
 			return backend;
-		if (__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED) == XLB_BUSY)
-			xlb_emit(XLB_EV_RETIRE, pool, 0, cookie, backend->alt, 0);
+		xlb_retire_from(backend, XLB_BUSY);
 	}
 	return NULL;
 }
@@ -89,7 +101,6 @@ static __always_inline void xlb_begin(struct xlb_conn *client, struct xlb_conn *
 	backend->response_done = 0;
 	backend->response_bytes = 0;
 	backend->spilled = 0;
-	backend->spilled_bytes = 0;
 	backend->head = client->head;
 	backend->close_header = 0;
 	client->upload = 0;
@@ -120,11 +131,9 @@ static __always_inline void xlb_give_back(struct xlb_conn *backend)
 {
 	if (__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_IDLE) != XLB_BUSY)
 		return;
-	if (xlb_push_idle(backend->pool, backend->self)) {
-		/* The pool is full (or gone): one connection fewer. */
-		if (__sync_val_compare_and_swap(&backend->state, XLB_IDLE, XLB_RETIRED) == XLB_IDLE)
-			xlb_emit(XLB_EV_RETIRE, backend->pool, 0, backend->self, backend->alt, 0);
-	}
+	/* The pool is full (or gone): one connection fewer. */
+	if (xlb_push_idle(backend->pool, backend->self))
+		xlb_retire_from(backend, XLB_IDLE);
 }
 
 /* Request and response are complete.  `client` may be NULL. */
@@ -139,18 +148,28 @@ static __always_inline void xlb_finish(struct xlb_conn *backend, struct xlb_conn
 			client->closing |= XLB_CLOSING_BACKEND;
 		client->peer = 0;
 		XLB_EXCHANGE(client->in_flight, 0);
-		if (client->closing & (XLB_CLOSING_CLIENT | XLB_CLOSING_BACKEND))
+		if (xlb_is_closing(client))
 			xlb_emit(XLB_EV_CLOSE, backend->pool, client->self, backend->self, backend->alt, 0);
 		else if (client->relayed)
 			xlb_emit(XLB_EV_READY, backend->pool, client->self, backend->self, backend->alt, 0);
 	}
 	backend->peer = 0;
 	if (close || backend->retire) {
-		if (__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED) == XLB_BUSY)
-			xlb_emit(XLB_EV_RETIRE, backend->pool, 0, backend->self, backend->alt, 0);
+		xlb_retire_from(backend, XLB_BUSY);
 		return;
 	}
 	xlb_give_back(backend);
+}
+
+/* What one of the two sends is not HTTP/1.1 as it said: end the exchange, and the keeper ends both connections.
+ * started: bytes of the response are with C, or none may be sent instead. */
+static __always_inline void xlb_end_malformed(struct xlb_conn *backend, struct xlb_conn *client, int started)
+{
+	if (!xlb_take_end(backend))
+		return;
+	__sync_val_compare_and_swap(&backend->state, XLB_BUSY, XLB_RETIRED);
+	xlb_emit(XLB_EV_BACKEND_GONE, backend->pool, client->self, backend->self, backend->alt,
+		 XLB_GONE_MALFORMED | (started ? XLB_GONE_STARTED : 0));
 }
 
 #endif

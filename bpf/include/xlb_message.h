@@ -136,4 +136,18 @@ static __always_inline __u32 xlb_walk(struct sk_msg_md *msg, struct xlb_scratch 
 			     (response ? XLB_WALK_RESPONSE : 0) | (head ? XLB_WALK_HEAD : 0));
 }
 
+/* The same from the beginning of a message, in a work space of its own; 0 if there is none left. */
+static __always_inline __u32 xlb_walk_message(struct sk_msg_md *msg, struct xlb_frame *frame, __u32 size,
+					      __u32 response, __u32 head)
+{
+	struct xlb_scratch *scratch = xlb_take_scratch();
+	__u32 end;
+
+	if (!scratch)
+		return 0;
+	end = xlb_walk(msg, scratch, frame, size, 0, response, head);
+	xlb_give_scratch(scratch);
+	return end;
+}
+
 #endif

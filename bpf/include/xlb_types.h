@@ -321,13 +321,12 @@ struct xlb_conn {
 	__u32 redirected; /* 1: the last verdict of this sendmsg was a redirect that the next one must undo */
 	__u32 corked;	  /* bytes of an unfinished head held back */
 	__u32 corks;
-	__u32 upload;	    /* 1: the rest of the request body goes to A, the keeper injects it into B */
-	__u32 upload_seq;   /* write_seq when that began */
-	__u32 upload_busy;  /* 1: the keeper has not delivered the last byte of it yet */
-	__u32 head;	    /* 1: method HEAD */
-	__u32 closing;	    /* enum xlb_closing */
-	__u32 leave;	    /* 1: from the next request on the connection is Envoy's (XLB_OP_RELAY) */
-	__u64 corked_since; /* bpf_ktime_get_ns */
+	__u32 upload;	   /* 1: the rest of the request body goes to A, the keeper injects it into B */
+	__u32 upload_seq;  /* write_seq when that began */
+	__u32 upload_busy; /* 1: the keeper has not delivered the last byte of it yet */
+	__u32 head;	   /* 1: method HEAD */
+	__u32 closing;	   /* enum xlb_closing */
+	__u32 leave;	   /* 1: from the next request on the connection is Envoy's (XLB_OP_RELAY) */
 
 	/* B */
 	__u32 finished;	     /* 1: the exchange is over (taken atomically by whoever ends it) */
@@ -335,7 +334,6 @@ struct xlb_conn {
 	__u32 spilled;	     /* 1: the response goes on through U, the keeper injects it into C */
 	__u32 close_header;  /* 1: `connection: close` must still be added to this response */
 	__u64 response_bytes;
-	__u64 spilled_bytes;
 
 	struct xlb_address original; /* C, U, E, DIRECT: see struct xlb_own */
 	__u16 original_port;
