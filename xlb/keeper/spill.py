@@ -29,7 +29,48 @@ class SpillEnd(Enum):
     CLIENT_GONE = 4
 
 
-class Spill:
+class _Diverted:
+    """The rest of a message: read from `fd`, injected into the connection `target`."""
+
+    def __init__(self, tools: Tools, fd: int, framer: Framer) -> None:
+        self._tools = tools
+        self.fd = fd
+        self.framer = framer
+        self._ended = False
+        self._feed: Feed
+
+    def begin(self) -> None:
+        self._tools.loop.watch_object(self.fd, self)
+        self._feed.pump()
+
+    def _resume(self, waiting: bool) -> None:
+        """Go on after a predecessor."""
+        self._tools.loop.adopt(self.fd, self)
+        if not waiting:
+            self.on_wait(False)
+
+    def on_events(self, fd: int, events: int) -> None:
+        self._feed.pump()
+
+    def on_wait(self, waiting: bool) -> None:
+        self._tools.loop.change(self.fd, _LISTEN if waiting else 0, 0 if waiting else _LISTEN)
+
+    def abandon(self, fd: int) -> None:
+        """Something unforeseen has happened."""
+        raise NotImplementedError
+
+    def _stop(self) -> bool:
+        """Touch `fd` no more.  :returns: False: it was stopped already"""
+        if self._ended:
+            return False
+        self._ended = True
+        self._feed.close()
+        if self._tools.loop.kinds[self.fd] == OBJECT:
+            self._tools.loop.unwatch(self.fd)
+        return True
+
+
+class Spill(_Diverted):
     """The rest of a response: read from U, injected into C."""
 
     def __init__(
@@ -43,18 +84,11 @@ class Spill:
         left: FeedEstate | None = None,
     ) -> None:
         """:param fd: of U, which nobody watches any more.  Raises InjectError; not with `left`, see `restore`."""
-        self._tools = tools
-        self.fd = fd
+        super().__init__(tools, fd, framer)
         self.client = client
-        self.framer = framer
         self._on_end = on_end
-        self._ended = False
         self._trailing = False  # more came than the response has
         self._feed = Feed(tools, self, fd, client, limit, left)
-
-    def begin(self) -> None:
-        self._tools.loop.watch_object(self.fd, self)
-        self._feed.pump()
 
     def save(self, upstream: int, backend: int) -> SpillEstate:
         """For a successor.
@@ -81,13 +115,8 @@ class Spill:
             left.feed,
         )
         spill._trailing = left.trailing
-        tools.loop.adopt(fd, spill)
-        if not left.feed.waiting:
-            spill.on_wait(False)
+        spill._resume(left.feed.waiting)
         return spill
-
-    def on_events(self, fd: int, events: int) -> None:
-        self._feed.pump()
 
     def on_read(self, size: int) -> int:
         taken = self.framer.feed(self._tools.sockets.buffer[:size])
@@ -114,9 +143,6 @@ class Spill:
     def on_target_gone(self) -> None:
         self._end(SpillEnd.CLIENT_GONE)
 
-    def on_wait(self, waiting: bool) -> None:
-        self._tools.loop.change(self.fd, _LISTEN if waiting else 0, 0 if waiting else _LISTEN)
-
     def client_gone(self) -> None:
         self._end(SpillEnd.CLIENT_GONE)
 
@@ -124,13 +150,8 @@ class Spill:
         self._end(SpillEnd.TRUNCATED)
 
     def _end(self, how: SpillEnd) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._feed.close()
-        if self._tools.loop.kinds[self.fd] == OBJECT:
-            self._tools.loop.unwatch(self.fd)
-        self._on_end(self, how)
+        if self._stop():
+            self._on_end(self, how)
 
 
 class UploadEnd(Enum):
@@ -146,7 +167,7 @@ class UploadEnd(Enum):
     """Nobody reads the rest: C is to see the response, if there is one, and the end."""
 
 
-class Upload:
+class Upload(_Diverted):
     """The rest of a request body: read from A, injected into B."""
 
     def __init__(
@@ -161,21 +182,14 @@ class Upload:
         left: FeedEstate | None = None,
     ) -> None:
         """:param fd: of A, which nobody watches any more.  Raises InjectError; not with `left`, see `restore`."""
-        self._tools = tools
-        self.fd = fd
+        super().__init__(tools, fd, framer)
         self.client = client
         self.backend = backend
-        self.framer = framer
         self._on_end = on_end
-        self._ended = False
         self._taken = 0  # bytes read from A
         self._back = False  # C is on the kernel's way again
         self.rest = b""  # what came behind the body
         self._feed = Feed(tools, self, fd, backend, limit, left)
-
-    def begin(self) -> None:
-        self._tools.loop.watch_object(self.fd, self)
-        self._feed.pump()
 
     def save(self) -> UploadEstate:
         """For a successor."""
@@ -190,13 +204,8 @@ class Upload:
         upload._taken = left.taken
         upload._back = left.back
         upload.rest = left.rest
-        tools.loop.adopt(left.a, upload)
-        if not left.feed.waiting:
-            upload.on_wait(False)
+        upload._resume(left.feed.waiting)
         return upload
-
-    def on_events(self, fd: int, events: int) -> None:
-        self._feed.pump()
 
     def on_read(self, size: int) -> int:
         buffer = self._tools.sockets.buffer
@@ -225,9 +234,6 @@ class Upload:
     def on_target_gone(self) -> None:
         self._end(UploadEnd.BACKEND_GONE)
 
-    def on_wait(self, waiting: bool) -> None:
-        self._tools.loop.change(self.fd, _LISTEN if waiting else 0, 0 if waiting else _LISTEN)
-
     def backend_gone(self) -> None:
         self._end(UploadEnd.BACKEND_GONE)
 
@@ -239,10 +245,5 @@ class Upload:
         self._end(UploadEnd.CLIENT_GONE)
 
     def _end(self, how: UploadEnd) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._feed.close()
-        if self._tools.loop.kinds[self.fd] == OBJECT:
-            self._tools.loop.unwatch(self.fd)
-        self._on_end(self, how)
+        if self._stop():
+            self._on_end(self, how)
